@@ -1,0 +1,11 @@
+"""The command line: one command a step, which reads folders and writes one."""
+
+from reeltalk.cli import lists, steps
+from reeltalk.cli.app import app
+
+__all__ = ["app", "lists", "main", "steps"]
+
+
+def main() -> None:
+    """Run the command line on the process's arguments."""
+    app()

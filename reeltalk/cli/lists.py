@@ -1,0 +1,79 @@
+"""What there is: models, sources, settings, versions."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from reeltalk.cli.app import app, as_task
+
+STEPS = {
+    "prepare": ("reeltalk.data.prepare", "PrepareSettings"),
+    "encode": ("reeltalk.text.encode", "EncodeSettings"),
+    "evaluate": ("reeltalk.evaluation.protocol", "EvaluationSettings"),
+}
+
+
+@app.command()
+def models() -> None:
+    """List the models, their papers and their tasks."""
+    from reeltalk.models import MODELS
+
+    table = Table("model", "tasks", "reads text", "paper", box=None)
+    for name, spec in MODELS.items():
+        table.add_row(name, ", ".join(spec.tasks), "yes" if spec.reads_text else "no", spec.paper)
+    Console().print(table)
+
+
+@app.command()
+def sources() -> None:
+    """List the log formats that `prepare` reads."""
+    from reeltalk.data.sources import SOURCES
+
+    table = Table("source", "--raw", box=None)
+    for name, source in SOURCES.items():
+        table.add_row(name, source.expects)
+    Console().print(table)
+
+
+@app.command()
+def settings(
+    step: Annotated[str, typer.Argument(help="prepare, encode, finetune, evaluate, or a source.")],
+    model: Annotated[str, typer.Option("--model", help="For finetune.")] = "lsvcr",
+    task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
+) -> None:
+    """List what `--set` can change in a step: name, default, meaning."""
+    from reeltalk.config import list_settings
+    from reeltalk.data.sources import SOURCES
+    from reeltalk.errors import ConfigError, nearest
+
+    section = ""
+    if step == "finetune":
+        from reeltalk.training.settings import finetune_settings
+
+        listed = finetune_settings(model, as_task(task))
+    elif step in STEPS:
+        module, name = STEPS[step]
+        listed = getattr(import_module(module), name)
+    elif step in SOURCES:
+        listed, section = import_module(SOURCES[step].module).Settings, "source."
+    else:
+        raise ConfigError(f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', *SOURCES])}")
+    table = Table(Column("setting", no_wrap=True), "default", "", box=None)
+    for row in list_settings(listed, section=section):
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of reeltalk and of the libraries that results depend on."""
+    from reeltalk.artifacts import versions
+
+    for name, number in versions().items():
+        typer.echo(f"{name} {number}")

@@ -1,0 +1,82 @@
+"""The steps: each reads folders and writes one. A command imports the code it runs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reeltalk.cli.app import Config, DatasetFolder, Out, Overwrite, Set, TextFolder, app, as_task, print_facts
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="Log format; `reeltalk sources` lists them.")],
+    out: Out,
+    raw: Annotated[Path | None, typer.Option("--raw", metavar="PATH", help="The raw log.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a raw log into a dataset: ids, histories, splits, saved candidates."""
+    from reeltalk.config import load_settings
+    from reeltalk.data.prepare import PrepareSettings
+    from reeltalk.data.prepare import prepare as run
+
+    settings = load_settings(PrepareSettings, file=config, overrides=overrides or [])
+    dataset = run(source, raw=raw, out=out, settings=settings, overwrite=overwrite)
+    print_facts(out, dataset.manifest.facts)
+
+
+@app.command()
+def encode(
+    dataset: DatasetFolder,
+    out: Out,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="minilm (offline), a folder, or a model's id.")
+    ] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Turn every distinct text into a vector, once; texts already in the folder are left alone."""
+    from reeltalk.config import load_settings
+    from reeltalk.data.dataset import Dataset
+    from reeltalk.text.encode import EncodeSettings
+    from reeltalk.text.encode import encode as run
+
+    chosen = [] if encoder is None else [f"encoder={json.dumps(encoder)}"]
+    settings = load_settings(EncodeSettings, file=config, overrides=[*(overrides or []), *chosen])
+    print_facts(out, run(Dataset.load(dataset), out=out, settings=settings).manifest.facts)
+
+
+@app.command()
+def finetune(
+    dataset: DatasetFolder,
+    out: Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="`reeltalk models` lists them.  [default: lsvcr]")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="item|comment", help="What is recommended.")] = None,
+    text: TextFolder = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Train a model for one task; interrupted and run again, it goes on where it was."""
+    from reeltalk.artifacts import read_manifest
+    from reeltalk.config import load_settings, read_yaml
+
+    given = read_yaml(config) if config is not None else {}
+    chosen = as_task(task or given.get("task"))
+
+    from reeltalk.data.dataset import Dataset
+    from reeltalk.text.table import TextTable
+    from reeltalk.training.finetune import finetune as run
+    from reeltalk.training.settings import finetune_settings
+
+    name = model or str(given.get("name", "lsvcr"))
+    settings = load_settings(finetune_settings(name, chosen), file=config, overrides=overrides or [])
+    table = None if text is None else TextTable.load(text)
+    run(Dataset.load(dataset), text=table, settings=settings, out=out)
+    print_facts(out, read_manifest(out, "model").facts)

@@ -1,0 +1,238 @@
+"""Batch: many users' histories at once, packed into rows without padding between them.
+
+A row holds the histories of several users one after the other; `segment` tells them apart and 0 is padding. Both histories of a
+user stand in the same row of their grids, so that attention from one to the other is a product of rows. Each history
+begins with a start entry, for models that ask for it: what is known of a user before any event.
+
+Shapes: R rows, L positions of a row, K comments of an entry, T targets, C candidates, U distinct comments, E text width,
+F candidate features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reeltalk.data.dataset import Task
+from reeltalk.data.histories import Histories, Windows
+from reeltalk.data.ragged import Ints, ranges
+
+ALIGN = 8
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A record of tensors that moves to a device as one."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class PackedHistory(_Tensors):
+    """One kind of history of all users in the batch.
+
+    segment_RL: which user of the row, 1.., 0 at padding. position_RL: index of the entry in its window, -1 at the start
+    entry. item_RL: item_id, 0 at start and padding. comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the
+    record's comments, or the item's hot comment. known_RL: time (ms) from which the other history may look at the entry.
+    horizon_RL: time of the next target; an entry may look at what was known strictly before it.
+    """
+
+    segment_RL: Tensor
+    position_RL: Tensor
+    item_RL: Tensor
+    comment_RLK: Tensor
+    known_RL: Tensor
+    horizon_RL: Tensor
+
+
+@dataclass(frozen=True)
+class ItemTargets(_Tensors):
+    """Item task: the item to predict at a position. position_T indexes the flattened [R * L] grid, -1: no history at all."""
+
+    position_T: Tensor
+    item_T: Tensor
+
+
+@dataclass(frozen=True)
+class CommentTargets(_Tensors):
+    """Comment task: candidates under the watched item, the positive in column 0 while training.
+
+    position_T indexes the flattened grid of records; item_T is the watched item; candidate_TC holds rows of
+    `Batch.comment_U`, 0 where there is none; feature_TCF the candidates' features at the time of the request.
+    """
+
+    position_T: Tensor
+    item_T: Tensor
+    candidate_TC: Tensor
+    feature_TCF: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """Both histories of some users. comment_U: the distinct comment_ids used, 0 first; comment_text_UE: their text vectors."""
+
+    items: PackedHistory
+    records: PackedHistory
+    comment_U: Tensor
+    comment_text_UE: Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each window lies: its row, its number in that row (from 1), its first column in either grid. int64 [windows]."""
+
+    row: Ints
+    segment: Ints
+    item_column: Ints
+    record_column: Ints
+    num_rows: int
+    item_columns: int
+    record_columns: int
+
+
+def pack(item_length: Ints, record_length: Ints) -> Packing:
+    """Lay windows into rows, longest first, opening a new row when the next window does not fit into either grid."""
+    order = np.lexsort((-record_length, -item_length))
+    item_room, record_room = _aligned(item_length), _aligned(record_length)
+    row, segment, item_column, record_column = np.empty((4, len(order)), np.int64)
+    current, number, item_used, record_used = 0, 0, 0, 0
+    for window, items, records in zip(
+        order.tolist(), item_length[order].tolist(), record_length[order].tolist(), strict=True
+    ):
+        if item_used + items > item_room or record_used + records > record_room:
+            current, number, item_used, record_used = current + 1, 0, 0, 0
+        number += 1
+        row[window], segment[window], item_column[window], record_column[window] = current, number, item_used, record_used
+        item_used, record_used = item_used + items, record_used + records
+    return Packing(row, segment, item_column, record_column, current + 1, item_room, record_room)
+
+
+def _aligned(lengths: Ints) -> int:
+    longest = int(lengths.max(initial=1))
+    return -(-longest // ALIGN) * ALIGN
+
+
+@dataclass(frozen=True)
+class PackedWindows:
+    """Windows laid into grids, with comment ids still those of the dataset (numpy): what both tasks share."""
+
+    windows: Windows
+    packing: Packing
+    items: dict[str, NDArray[np.int64]]
+    records: dict[str, NDArray[np.int64]]
+    has_start: bool
+
+    @classmethod
+    def of(cls, histories: Histories, windows: Windows, task: Task, *, has_start: bool, record_comments: int) -> Self:
+        """Pack the windows; of a record, the last `record_comments` comments are used."""
+        is_item = task == "item"
+        item_begin, item_end = (windows.begin, windows.end) if is_item else (windows.other_begin, windows.other_end)
+        record_begin, record_end = (windows.other_begin, windows.other_end) if is_item else (windows.begin, windows.end)
+        start = int(has_start)
+        packing = pack(item_end - item_begin + start, record_end - record_begin + start)
+        item_grid = _Grid(packing, packing.item_column, packing.item_columns)
+        record_grid = _Grid(packing, packing.record_column, packing.record_columns)
+
+        items = item_grid.fill(item_begin, item_end, histories.time, histories.time, windows.request, has_start=has_start)
+        source, cells = item_grid.sources(item_begin, item_end, start)
+        items["item"].flat[cells] = histories.item[source]
+        items["comment"] = item_grid.empty(1)
+        items["comment"].reshape(-1)[cells] = histories.hot_comment[source]
+
+        records = record_grid.fill(
+            record_begin, record_end, histories.end, histories.start, windows.request, has_start=has_start
+        )
+        source, cells = record_grid.sources(record_begin, record_end, start)
+        records["item"].flat[cells] = histories.record_item[source]
+        first, last = histories.comment_offsets[source], histories.comment_offsets[source + 1]
+        taken = np.minimum(last - first, record_comments)
+        width = int(taken.max(initial=1))
+        records["comment"] = record_grid.empty(width)
+        slots = ranges(cells * width, cells * width + taken)
+        records["comment"].reshape(-1)[slots] = histories.comment[ranges(last - taken, last)]
+        return cls(windows, packing, items, records, has_start)
+
+    def target_rows(self) -> tuple[Ints, Ints]:
+        """The targets of all windows: their anchor rows, and the index of the window each belongs to."""
+        count = self.windows.num_targets
+        return ranges(self.windows.first_target, self.windows.end + 1), np.repeat(np.arange(len(count)), count)
+
+    def target_positions(self, target_rows: Ints, window: Ints, task: Task) -> Ints:
+        """Flat grid index of the entry from which each target is predicted; -1 where a history is empty and has no start."""
+        is_item = task == "item"
+        column = (self.packing.item_column if is_item else self.packing.record_column)[window]
+        columns = self.packing.item_columns if is_item else self.packing.record_columns
+        entry = target_rows - self.windows.begin[window] - (0 if self.has_start else 1)
+        return np.where(entry < 0, -1, self.packing.row[window] * columns + column + entry)
+
+    def batch(self, comment_U: Ints, comment_text_UE: Tensor) -> Batch:
+        """The tensors, with comments as rows of the sorted `comment_U`."""
+        return Batch(
+            _packed(self.items, comment_U), _packed(self.records, comment_U), torch.from_numpy(comment_U), comment_text_UE
+        )
+
+    def comments(self) -> list[Ints]:
+        """Comment ids that occur in the histories, for the list of distinct ones."""
+        return [self.items["comment"].reshape(-1), self.records["comment"].reshape(-1)]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """One side's grid while it is filled: the first column of each window, and the number of columns."""
+
+    packing: Packing
+    column: Ints
+    columns: int
+
+    def empty(self, width: int) -> NDArray[np.int64]:
+        return np.zeros((self.packing.num_rows, self.columns, width), np.int64)
+
+    def sources(self, begin: Ints, end: Ints, start: int) -> tuple[Ints, Ints]:
+        """Rows of the histories, and the flat cells that they fill."""
+        first_cell = self.packing.row * self.columns + self.column + start
+        return ranges(begin, end), ranges(first_cell, first_cell + end - begin)
+
+    def fill(
+        self, begin: Ints, end: Ints, known: Ints, moments: Ints, request: Ints, *, has_start: bool
+    ) -> dict[str, NDArray[np.int64]]:
+        start = int(has_start)
+        length = end - begin + start
+        first_cell = self.packing.row * self.columns + self.column
+        cells = ranges(first_cell, first_cell + length)
+        shape = (self.packing.num_rows, self.columns)
+        window = np.repeat(np.arange(len(length)), length)
+        entry = cells - first_cell[window] - start  # -1 at the start entry
+        grid = {name: np.zeros(shape, np.int64) for name in ("segment", "item")}
+        grid |= {name: np.full(shape, -1) for name in ("position", "known", "horizon")}
+        grid["segment"].flat[cells] = self.packing.segment[window]
+        grid["position"].flat[cells] = entry
+        history_row = begin[window] + entry
+        is_event = entry >= 0
+        grid["known"].flat[cells[is_event]] = known[history_row[is_event]]
+        has_next = history_row + 1 < end[window]
+        horizon = request[window]
+        horizon[has_next] = moments[history_row[has_next] + 1]
+        grid["horizon"].flat[cells] = horizon
+        return grid
+
+
+def _packed(grid: dict[str, NDArray[np.int64]], comment_U: Ints) -> PackedHistory:
+    return PackedHistory(
+        segment_RL=torch.from_numpy(grid["segment"]),
+        position_RL=torch.from_numpy(grid["position"]),
+        item_RL=torch.from_numpy(grid["item"]),
+        comment_RLK=torch.from_numpy(np.searchsorted(comment_U, grid["comment"])),
+        known_RL=torch.from_numpy(grid["known"]),
+        horizon_RL=torch.from_numpy(grid["horizon"]),
+    )
+
+
+def distinct_comments(parts: list[Ints]) -> Ints:
+    """The sorted distinct comment ids of several arrays, with 0 (none) always first."""
+    return np.unique(np.concatenate([np.zeros(1, np.int64), *(part.reshape(-1) for part in parts)]))

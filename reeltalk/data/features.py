@@ -1,0 +1,49 @@
+"""What is known of a candidate comment at the time of a request: its age, and how often it was turned to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reeltalk.data.dataset import Dataset
+from reeltalk.data.raw import SECOND
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CommentFeatures:
+    """Features of (comment, time) pairs, counted from what happened strictly before the time.
+
+    Event times are kept as ranks among the distinct ones, so that a comment and a rank fit one sorted integer.
+    """
+
+    created: Ints  # by comment_id; 0: unknown
+    moments: Ints  # distinct event times, rising
+    keys: Ints  # sorted: comment_id * (number of moments + 1) + rank of the event's time
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """The features of a dataset's comments."""
+        events = dataset.comment_events
+        comment, time = (events[name].to_numpy().astype(np.int64) for name in ("comment_id", "time"))
+        moments = np.unique(time)
+        keys = np.sort(comment * (len(moments) + 1) + np.searchsorted(moments, time))
+        created = np.concatenate([[0], dataset.comments["created"].to_numpy()]).astype(np.int64)
+        return cls(created, moments, keys)
+
+    def __call__(self, comment_ids: NDArray[np.integer], times: Ints) -> NDArray[np.float32]:
+        """float32 [n, 2]: log1p of the age in seconds, and log1p of the number of comment events so far.
+
+        A comment of unknown creation time, or one that is yet to come, has age 0; comment_id 0 (none) has zeros.
+        """
+        comment = comment_ids.astype(np.int64)
+        created = self.created[comment]
+        age = np.where(created > 0, np.maximum(times - created, 0), 0) / SECOND
+        first = comment * (len(self.moments) + 1)
+        now = first + np.searchsorted(self.moments, times, side="left")
+        count = np.searchsorted(self.keys, now) - np.searchsorted(self.keys, first)
+        return np.log1p(np.stack([age, count], axis=1)).astype(np.float32)

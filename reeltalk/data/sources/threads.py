@@ -1,0 +1,129 @@
+"""Source `threads`: a forum or feed where people answer each other.
+
+`raw` is a folder with two Parquet files; times are Unix seconds, further columns are ignored::
+
+    threads.parquet   thread_id, title, created; body, author may be missing
+    comments.parquet  comment_id, thread_id, parent_id, author, created, text
+
+A thread is an item, its posts are comments. Answering someone else's comment is a comment event on the comment answered
+(behaviour ``reply``); a user's first post in a thread that someone else opened is an item event (``comment``). Posts
+without an author, and answers to a comment that the file lacks, are comments but give no comment event.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from reeltalk.data.checks import column_problems, reading, rows_that
+from reeltalk.data.raw import EARLIEST, SECOND, RawLog
+from reeltalk.errors import DataError, all_problems
+
+COLUMNS = {
+    "threads": ("thread_id", "title", "created"),
+    "comments": ("comment_id", "thread_id", "parent_id", "author", "created", "text"),
+}
+TEXTS = {"title", "body", "text"}
+KEYS = {"thread_id", "comment_id", "parent_id", "author"}
+MILLISECONDS = 100_000_000_000  # as seconds this is the year 5138
+
+
+class Settings(BaseModel):
+    """The source has no settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read(raw: Path, *, settings: Settings) -> RawLog:
+    """Read threads and their comments; raises DataError naming file, row and column."""
+    paths = {name: raw / f"{name}.parquet" for name in COLUMNS}
+    missing = [f"{path} is missing" for path in paths.values() if not path.is_file()]
+    all_problems(DataError, f"{raw} is no folder of threads:", missing)
+    frames, problems = {}, []
+    for name, path in paths.items():
+        with reading(path):
+            frames[name], found = _checked(pl.scan_parquet(path), COLUMNS[name], path)
+            problems += found
+    all_problems(DataError, f"{raw} cannot be used as it is:", problems)
+    threads, comments = frames["threads"], frames["comments"]
+    return RawLog(
+        items=threads.select(
+            pl.col("thread_id").alias("item_key"),
+            pl.concat_str("title", pl.when(pl.col("body") != "").then("body"), separator="\n", ignore_nulls=True).alias(
+                "title"
+            ),
+            "created",
+        ),
+        item_events=_first_posts(threads, comments),
+        comments=comments.select(
+            pl.col("comment_id").alias("comment_key"),
+            pl.col("thread_id").alias("item_key"),
+            "text",
+            "created",
+            pl.col("author").alias("user_key"),
+            pl.col("parent_id").alias("parent_key"),
+        ),
+        comment_events=_answers(comments),
+        origins={
+            "items": str(paths["threads"]),
+            "comments": str(paths["comments"]),
+            "item_events": f"first posts of {paths['comments']}",
+            "comment_events": f"answers of {paths['comments']}",
+        },
+    )
+
+
+def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple[pl.LazyFrame, list[str]]:
+    """Keys as text and times in milliseconds; and what is wrong with columns or clock."""
+    schema = dict(frame.collect_schema())
+    if "threads" in path.name:
+        frame = frame.with_columns(
+            pl.lit(None, dtype=pl.String).alias(name) for name in ("body", "author") if name not in schema
+        )
+    as_read = {name: pl.String() if name in KEYS and dtype.is_integer() else dtype for name, dtype in schema.items()}
+    expected = {name: pl.Int64 if name == "created" else pl.String for name in columns}
+    if problems := column_problems(as_read, expected, origin=path):
+        return frame, problems
+    count, examples = rows_that(frame, pl.col("created") >= MILLISECONDS, "created")
+    if count:
+        problems.append(f"{path}: created looks like milliseconds in {count:,} rows ({examples}); write Unix seconds")
+    count, examples = rows_that(frame, pl.col("created") < EARLIEST // SECOND, "created")
+    if count:
+        problems.append(f"{path}: created is before 2000-01-01 in {count:,} rows ({examples}); write Unix seconds")
+    keys = pl.col(name for name in KEYS if name in (*columns, "author")).cast(pl.String)
+    return frame.with_columns(keys, pl.col("created") * SECOND), problems
+
+
+def _first_posts(threads: pl.LazyFrame, comments: pl.LazyFrame) -> pl.LazyFrame:
+    """Each user's first post in each thread that they did not open."""
+    openers = threads.select("thread_id", pl.col("author").alias("opener"))
+    return (
+        comments.filter(pl.col("author").is_not_null())
+        .join(openers, on="thread_id", how="left", maintain_order="left")
+        .filter(pl.col("author").ne_missing(pl.col("opener")))
+        .sort("created", maintain_order=True)
+        .unique(["author", "thread_id"], keep="first", maintain_order=True)
+        .select(
+            pl.col("author").alias("user_key"),
+            pl.col("thread_id").alias("item_key"),
+            pl.col("created").alias("time"),
+            pl.lit("comment").alias("behaviour"),
+        )
+    )
+
+
+def _answers(comments: pl.LazyFrame) -> pl.LazyFrame:
+    parents = comments.select(pl.col("comment_id").alias("parent_id"), pl.col("author").alias("answered"))
+    return (
+        comments.filter(pl.col("author").is_not_null())
+        .join(parents, on="parent_id", maintain_order="left")
+        .filter(pl.col("author").ne_missing(pl.col("answered")))
+        .select(
+            pl.col("author").alias("user_key"),
+            pl.col("parent_id").alias("comment_key"),
+            pl.col("created").alias("time"),
+            pl.lit("reply").alias("behaviour"),
+        )
+    )

@@ -1,0 +1,124 @@
+"""Losses as pure functions; every one returns a sum, so that batches can be added up and divided once.
+
+Shapes: T targets, N items, C candidates of one target, D width, M pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+# 16 MiB of bf16 scores: what one block of the softmax holds, whatever the number of targets or items
+BLOCK_ELEMENTS = 1 << 23
+# exp() of scores below this neither overflows float32 nor vanishes beside the largest, so rows need no shift
+SAFE_SCORE = 60.0
+NUM_SUM_COLUMNS = 16
+
+
+def matmul_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where this processor multiplies it natively (AMX, AVX512-BF16, recent GPUs), float32 elsewhere."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class _SoftmaxSum(torch.autograd.Function):
+    """Sum of -log softmax(preference @ item.T)[target], with its gradients made in the same walk over the blocks."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, dtype: torch.dtype, block: int
+    ) -> Tensor:
+        num_targets, width = preference_TD.shape
+        num_items = item_ND.shape[0]
+        wants_gradient = any(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        preference = preference_TD.detach().to(dtype)
+        item = item_ND.detach().to(dtype)
+        # Row sums come out of the product that makes the gradient: extra indicator columns, several because each
+        # result is rounded to `dtype` and the rounding averages out.
+        column = torch.arange(num_items, device=item.device) % NUM_SUM_COLUMNS
+        item_and_sums = torch.cat([item, F.one_hot(column, NUM_SUM_COLUMNS).to(dtype)], dim=1)
+        is_safe = bool(preference.float().norm(dim=1).max() * item.float().norm(dim=1).max() < SAFE_SCORE)
+
+        exact = torch.promote_types(dtype, torch.float32)
+        target_score = (preference.to(exact) * item.to(exact)[target_T]).sum(1)
+        loss = torch.zeros((), dtype=exact, device=item.device)
+        rows = max(1, min(num_targets, block // num_items))
+        weights = torch.empty(rows, num_items, dtype=dtype, device=item.device)
+        d_preference = torch.empty(num_targets, width, dtype=exact, device=item.device)
+        d_item = torch.zeros(num_items, width, dtype=exact, device=item.device)
+        for start in range(0, num_targets, rows):
+            chunk = preference[start : start + rows]
+            weight = torch.mm(chunk, item.t(), out=weights[: chunk.shape[0]])
+            shift = target_score.new_zeros(chunk.shape[0]) if is_safe else weight.amax(1).to(exact)
+            if not is_safe:
+                weight -= shift.to(dtype)[:, None]
+            mixed = torch.mm(weight.exp_(), item_and_sums).to(exact)
+            total = mixed[:, width:].sum(1)
+            loss += (total.log() + shift - target_score[start : start + rows]).sum()
+            if wants_gradient:
+                d_preference[start : start + rows] = mixed[:, :width] / total[:, None]
+                d_item += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
+        if wants_gradient:
+            d_preference -= item.to(exact)[target_T]
+            d_item.index_add_(0, target_T, preference.to(exact), alpha=-1)
+            ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item.to(item_ND.dtype))  # type: ignore[attr-defined]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        d_preference, d_item = ctx.saved_tensors  # type: ignore[attr-defined]
+        return d_preference * d_loss, d_item * d_loss, None, None, None
+
+
+def full_softmax(
+    preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, *, dtype: torch.dtype | None = None, block: int = BLOCK_ELEMENTS
+) -> Tensor:
+    """Sum over targets of the exact cross-entropy over all items; memory does not grow with targets x items.
+
+    Paper: LSVCR eq 17 (InfoNCE over the entire set of items), SASRec with cross-entropy. Temperature and cosine
+    similarity belong into the inputs: pass normalised vectors, one side divided by the temperature.
+
+    target_T holds rows of item_ND (0-based). `dtype` is what the products are made in (`matmul_dtype()` where None and
+    the inputs are float32 or less; the inputs' own where they are float64); sums are accumulated in float32 or better.
+    """
+    if preference_TD.shape[0] == 0:
+        return preference_TD.sum() * 0.0
+    if dtype is None:
+        is_double = preference_TD.dtype == torch.float64
+        dtype = torch.float64 if is_double else matmul_dtype(preference_TD.device)
+    return _SoftmaxSum.apply(preference_TD, item_ND, target_T, dtype, block)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def sampled_softmax(positive_T: Tensor, negative_TC: Tensor, is_negative_TC: Tensor) -> Tensor:
+    """Sum over targets of -log softmax of the positive's score among itself and its own negatives.
+
+    Paper: LSVCR eq 19. `is_negative_TC` is False at padding; a target without negatives adds nothing.
+    """
+    negative = negative_TC.masked_fill(~is_negative_TC, -torch.inf)
+    return (torch.logsumexp(torch.cat([positive_T[:, None], negative], dim=1), dim=1) - positive_T).sum()
+
+
+def id_text_regularisation(
+    id_MD: Tensor, text_MD: Tensor, item_M: Tensor, negative_C: Tensor, *, temperature: float
+) -> Tensor:
+    """Sum over pairs of InfoNCE between ID and text embeddings, half each way, against sampled pairs of the batch.
+
+    Paper: LSVCR eq 16; both directions as in its reference settings. `negative_C` holds rows of the batch that serve all
+    pairs as negatives, except those of the same item.
+    """
+    identity, text = unit(id_MD.float()), unit(text_MD.float())
+    positive = (identity * text).sum(1) / temperature
+    is_negative = item_M[negative_C][None, :] != item_M[:, None]
+    one_way = sampled_softmax(positive, identity @ text[negative_C].T / temperature, is_negative)
+    other_way = sampled_softmax(positive, text @ identity[negative_C].T / temperature, is_negative)
+    return (one_way + other_way) / 2
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Each vector divided by its length, so that dot products are cosines; zeros stay zeros."""
+    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + 1e-12)

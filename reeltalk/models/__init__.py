@@ -1,0 +1,63 @@
+"""The models by name. A new one is a file named after its paper, and a line in `MODELS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from reeltalk.data.dataset import Task
+from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.models.recommender import Recommender
+from reeltalk.models.sasrec import SASRec, SASRecSettings
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the pipeline must know of a model before it makes one.
+
+    `make(settings, title_vectors [N + 1, E], history_length)`; a model that does not read text gets vectors of width 0.
+    """
+
+    settings: type[BaseModel]
+    make: Callable[..., Recommender]
+    tasks: tuple[Task, ...]
+    reads_text: bool
+    paper: str
+
+
+def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, history_length: int) -> Recommender:
+    return SASRec(settings, num_items=len(title_vectors_NE) - 1, history_length=history_length)
+
+
+def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, history_length: int) -> Recommender:
+    return LSVCR(settings, title_vectors_NE=title_vectors_NE, history_length=history_length)
+
+
+MODELS: dict[str, ModelSpec] = {
+    "lsvcr": ModelSpec(LSVCRSettings, _lsvcr, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
+    "sasrec": ModelSpec(SASRecSettings, _sasrec, ("item",), False, "arXiv 1808.09781"),
+}
+
+
+def model_spec(name: str, task: Task) -> ModelSpec:
+    """The model of this name; raises ConfigError where there is none, or it does not do the task."""
+    if name not in MODELS:
+        raise ConfigError(f"model {name!r} is unknown;{nearest(name, MODELS)}")
+    spec = MODELS[name]
+    if task not in spec.tasks:
+        able = ", ".join(other for other, known in MODELS.items() if task in known.tasks)
+        raise ConfigError(f"model {name!r} does the {' and '.join(spec.tasks)} task, not {task}; those that do: {able}")
+    return spec
+
+
+def build(name: str, task: Task, settings: BaseModel, *, titles: Tensor, history_length: int, seed: int) -> Recommender:
+    """A fresh model; the same seed gives the same weights, whatever was drawn before."""
+    spec = model_spec(name, task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return spec.make(settings, titles, history_length)

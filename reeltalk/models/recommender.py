@@ -1,0 +1,51 @@
+"""What every recommender offers: histories in, preferences out; items or comments in, vectors out.
+
+A score is the dot product of a preference and a vector. Similarity and temperature are inside them, so training, evaluation,
+an index of one's own and serving all compute the same number. `reeltalk.losses` and the objectives know the rest.
+
+Shapes: R rows, L positions, N items, T targets, U distinct comments, D width, E text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from reeltalk.data.batch import Batch
+
+
+class Recommender(nn.Module, ABC):
+    """The interface; a model implements the methods of the tasks that its `ModelSpec` names."""
+
+    has_start: bool
+    """Whether each history begins with a learned start entry, which speaks for users with no event."""
+
+    @abstractmethod
+    def item_vectors(self) -> Tensor:
+        """Vectors of all items as targets: [N + 1, D], row item_id; row 0 belongs to no item and means nothing."""
+
+    @abstractmethod
+    def item_preferences(self, batch: Batch) -> Tensor:
+        """The preference after each entry of the item history: [R, L, D]. Padding holds finite numbers that mean nothing."""
+
+    def comment_vectors(self, text_UE: Tensor) -> Tensor:
+        """Vectors of comments as candidates, from their text vectors: [U, D]."""
+        raise NotImplementedError
+
+    def comment_preferences(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
+        """The preference for talk under the watched items item_T, after the entries position_T of the records: [T, D]."""
+        raise NotImplementedError
+
+    def regularisation(self, batch: Batch) -> tuple[Tensor, int] | None:
+        """A loss of the model's own as (sum, count), or None."""
+        return None
+
+
+def initialise(module: nn.Module) -> None:
+    """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT, RecBole and LSVCR's reference start from."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

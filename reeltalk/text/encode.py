@@ -1,0 +1,246 @@
+"""`reeltalk encode`: every distinct text of a dataset once through an encoder, into a text table.
+
+Texts are taken longest first, in blocks. A block is the unit of work: its vectors do not depend on what was encoded before,
+and it is written whole or not at all. So a run that was killed goes on after its last block and ends with the bytes of an
+unbroken run, and new texts are added behind the old rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_json, write_manifest
+from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.text.encoder import OFFLINE, Encoder, Pooling, Precision, load_encoder
+from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, key_frame, text_keys
+
+BLOCK = 2_048  # texts; what a kill can cost
+_DONE = ".done.json"
+_HEADER = 128  # bytes; numpy leaves room in it for the number of rows to grow
+_TEXTS = {"items": "title", "comments": "text"}
+_BYTES_SORTED = 4_096  # longer texts are all cut to the same number of tokens
+
+
+class EncodeSettings(BaseModel):
+    """Which texts become vectors, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str = Field(default=OFFLINE, description="minilm (offline), a folder, or the id of a Hugging Face model")
+    pooling: Pooling = Field(
+        default="mean", description="mean over tokens, last token (causal LMs), or cls (first token)"
+    )
+    max_tokens: int = Field(default=128, ge=1, description="longer texts are cut; lowered to the model's positions")
+    prefix: str = Field(default="", description="put before every text, as instruction-tuned encoders want it")
+    texts: tuple[Literal["items", "comments"], ...] = Field(default=("items", "comments"), min_length=1)
+    precision: Precision = Field(default="auto", description="auto: bf16 where the processor multiplies it natively")
+    tokens_per_batch: int | None = Field(default=None, ge=1, description="default: what is fast on the device")
+    device: str = Field(default="auto", description="auto: a GPU where there is one")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+
+
+def encode(dataset: Dataset, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+    """Encode the titles and comments of a dataset into the text folder `out`; only texts it does not hold yet.
+
+    Killed and run again, it goes on where it was. Raises ConfigError for an encoder that cannot be loaded, ArtifactError where
+    `out` holds vectors of another encoder or other settings, or something else.
+    """
+    settings = settings or EncodeSettings()
+    columns = [
+        pl.scan_parquet(dataset.path / f"{name}.parquet").select(pl.col(_TEXTS[name]).alias("text"))
+        for name in settings.texts
+    ]
+    return encode_texts(pl.concat(columns).unique().collect()["text"], out=out, settings=settings)
+
+
+def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+    """The same for any texts. Null and white space get no row."""
+    settings = settings or EncodeSettings()
+    encoder = load_encoder(
+        settings.encoder,
+        max_tokens=settings.max_tokens,
+        tokens_per_batch=settings.tokens_per_batch,
+        precision=settings.precision,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    config = _identity(encoder, settings)
+    finished = (out / MANIFEST).is_file()
+    if finished:
+        _require_same_encoding(out, config)
+    else:
+        resumable_folder(out, kind=KIND, config=config, parents={})
+    try:
+        store = _Store(out, width=encoder.width)
+        missing = _missing(texts, store.keys())
+        if finished and missing.is_empty() and not store.is_ahead:
+            return TextTable.load(out)
+        _encode_blocks(encoder, missing, store=store, settings=settings)
+        store.finish()
+    except OSError as error:
+        raise ArtifactError(
+            f"{out} cannot be written ({error}); mend that and run again, it goes on where it was"
+        ) from error
+    write_manifest(out, kind=KIND, config=config, parents={}, facts=asdict(store.done))
+    (out / _DONE).unlink(missing_ok=True)
+    return TextTable.load(out)
+
+
+def _identity(encoder: Encoder, settings: EncodeSettings) -> dict[str, Any]:
+    """What makes two vectors of a text the same, up to rounding."""
+    return {
+        "encoder": encoder.name,
+        "weights": encoder.weights,
+        "width": encoder.width,
+        "pooling": settings.pooling,
+        "max_tokens": encoder.max_tokens,
+        "prefix": settings.prefix,
+        "precision": encoder.precision,
+    }
+
+
+def _require_same_encoding(out: Path, config: Mapping[str, Any]) -> None:
+    held = read_manifest(out, KIND).config
+    changed = [
+        f"{key}: {held.get(key)!r} there, {value!r} now" for key, value in config.items() if held.get(key) != value
+    ]
+    if changed:
+        raise ArtifactError(
+            f"{out} holds the vectors of another encoder or other settings ({'; '.join(changed)}); "
+            "give the ones it was made with, or choose another folder"
+        )
+
+
+def _missing(texts: pl.Series, keys: NDArray[np.uint64]) -> pl.DataFrame:
+    """Distinct texts without a row, with their keys, longest first (then by key: the order does not depend on the input's)."""
+    texts = texts.filter(~is_empty(texts)).unique()
+    frame = key_frame(text_keys(texts)).with_columns(
+        texts.alias("text"), size=texts.str.len_bytes().clip(upper_bound=_BYTES_SORTED)
+    )
+    return frame.join(key_frame(keys), on=["first", "second"], how="anti").sort(
+        "size", "first", "second", descending=[True, False, False]
+    )
+
+
+def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: _Store, settings: EncodeSettings) -> None:
+    columns = (
+        TextColumn("encoding texts"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        # bytes stand for work: the number of tokens is known only when a block's turn comes
+        task = progress.add_task("", total=int(missing["size"].sum() or 0), speed=0.0)
+        for block in missing.iter_slices(BLOCK):
+            started = time.perf_counter()
+            ids = encoder.tokenize([settings.prefix + text for text in block["text"]])
+            vectors = encoder.encode(ids, pooling=settings.pooling).numpy()
+            lengths = [len(row) for row in ids]
+            store.append(
+                block.select("first", "second").to_numpy(),
+                _half(vectors, encoder.name),
+                tokens=sum(lengths),
+                cut=sum(length == encoder.max_tokens for length in lengths),
+                seconds=time.perf_counter() - started,
+            )
+            progress.update(task, advance=int(block["size"].sum()), speed=store.done.tokens / store.done.seconds)
+
+
+def _half(vectors: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    limit = float(np.finfo(np.float16).max)
+    largest = float(np.abs(vectors).max(initial=0.0))
+    if not largest <= limit:  # not a number counts as too large
+        raise ConfigError(
+            f"encoder {name!r} gives values up to {largest}, float16 holds {limit}; use another pooling or encoder"
+        )
+    return vectors.astype(np.float16)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a text folder holds, over all runs."""
+
+    rows: int = 0
+    tokens: int = 0
+    texts_cut: int = 0  # texts that fill max_tokens
+    seconds: float = 0.0
+
+
+class _Store:
+    """The two growing files of a text folder.
+
+    Rows count once `.done.json` says so; what a killed run left behind them is cut off. The headers of the files, and the
+    manifest, keep telling the old number of rows until `finish`, so a finished folder stays readable while it grows.
+    """
+
+    def __init__(self, folder: Path, *, width: int) -> None:
+        self._folder = folder
+        self._files = {VECTORS: (np.dtype("<f2"), width), KEYS: (np.dtype("<u8"), 2)}
+        self._finished = int(read_manifest(folder, KIND).facts["rows"]) if (folder / MANIFEST).is_file() else 0
+        self.done = self._read_done()
+        for name, (dtype, columns) in self._files.items():
+            path = folder / name
+            if not path.is_file():
+                path.touch()
+                self._write_header(name, rows=0)
+            os.truncate(path, _HEADER + self.done.rows * columns * dtype.itemsize)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there are rows that the manifest does not tell of yet."""
+        return self.done.rows != self._finished
+
+    def keys(self) -> NDArray[np.uint64]:
+        """The keys of all rows that are done."""
+        return np.fromfile(self._folder / KEYS, dtype="<u8", offset=_HEADER).reshape(-1, 2)
+
+    def append(
+        self, keys: NDArray[np.uint64], vectors: NDArray[np.float16], *, tokens: int, cut: int, seconds: float
+    ) -> None:
+        for name, rows in ((VECTORS, vectors), (KEYS, keys)):
+            with (self._folder / name).open("ab") as stream:
+                stream.write(np.ascontiguousarray(rows, dtype=self._files[name][0]).data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        self.done = _Done(
+            rows=self.done.rows + len(keys),
+            tokens=self.done.tokens + tokens,
+            texts_cut=self.done.texts_cut + cut,
+            seconds=self.done.seconds + seconds,
+        )
+        write_json(self._folder / _DONE, asdict(self.done))
+
+    def finish(self) -> None:
+        for name in self._files:
+            self._write_header(name, rows=self.done.rows)
+
+    def _read_done(self) -> _Done:
+        if (self._folder / _DONE).is_file():
+            return _Done(**json.loads((self._folder / _DONE).read_text()))
+        return _Done(**read_manifest(self._folder, KIND).facts) if self._finished else _Done()
+
+    def _write_header(self, name: str, *, rows: int) -> None:
+        dtype, columns = self._files[name]
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": dtype.str, "fortran_order": False, "shape": (rows, columns)}
+        )
+        with (self._folder / name).open("r+b") as stream:
+            stream.write(header.getvalue())

@@ -1,0 +1,162 @@
+"""Windows in, batches out: the one place where histories, text vectors, negatives and candidate features meet.
+
+Shapes: T targets, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from reeltalk.data.batch import Batch, CommentTargets, ItemTargets, PackedWindows, distinct_comments
+from reeltalk.data.dataset import Dataset, Task
+from reeltalk.data.features import CommentFeatures
+from reeltalk.data.histories import Histories, Windows, offsets_by_id
+from reeltalk.data.ragged import Ints, Ragged, ranges
+from reeltalk.text.lookup import TextLookup
+
+
+@dataclass(frozen=True)
+class CommentPool:
+    """Which comments stand under an item, and since when; comment ids of one item are a range in order of creation."""
+
+    offsets: Ints
+    created: Ints
+    author: Ints
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> CommentPool:
+        comments = dataset.comments
+        offsets = offsets_by_id(comments["item_id"].to_numpy().astype(np.int64), dataset.num_items)
+        padded = [np.concatenate([[0], comments[name].to_numpy()]).astype(np.int64) for name in ("created", "user_id")]
+        return cls(offsets, *padded)
+
+    def sample(self, items: Ints, moments: Ints, users: Ints, *, count: int, rng: np.random.Generator) -> Ints:
+        """`count` comments of each item that existed before the moment, not by the user: ids [T, count], 0 for a miss.
+
+        Drawn uniformly with replacement; a draw of the user's own comment is a miss, and so is all of an item without any.
+        """
+        first = self.offsets[items]
+        existing = self._existing(items, moments) - first
+        draw = (rng.random((len(items), count)) * existing[:, None]).astype(np.int64)
+        ids = first[:, None] + draw + 1
+        is_miss = (existing[:, None] == 0) | (self.author[np.minimum(ids, len(self.author) - 1)] == users[:, None])
+        return np.where(is_miss, 0, ids)
+
+    def _existing(self, items: Ints, moments: Ints) -> Ints:
+        """Row after the last comment of each item created strictly before the moment."""
+        low, high = self.offsets[items].copy(), self.offsets[items + 1].copy()
+        while (is_open := low < high).any():
+            middle = (low + high) // 2
+            is_before = is_open & (self.created[np.minimum(middle + 1, len(self.created) - 1)] < moments)
+            low, high = np.where(is_before, middle + 1, low), np.where(is_open & ~is_before, middle, high)
+        return low
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Makes the batches of one task; the same windows always give the same batch."""
+
+    histories: Histories
+    text: TextLookup
+    task: Task
+    pool: CommentPool | None
+    features: CommentFeatures | None
+    has_start: bool
+    record_comments: int
+    num_negatives: int
+
+    @cached_property
+    def num_features(self) -> int:
+        return 0 if self.features is None else 2
+
+    def item_batch(self, windows: Windows) -> tuple[Batch, ItemTargets]:
+        """The windows with their targets, for training or for scoring the whole catalogue."""
+        packed = self._packed(windows)
+        rows, window = packed.target_rows()
+        position = packed.target_positions(rows, window, "item")
+        is_known = rows < len(self.histories.item)
+        item = np.where(is_known, self.histories.item[np.where(is_known, rows, 0)], 0)
+        return self._batch(packed, distinct_comments(packed.comments())), _item_targets(position, item)
+
+    def comment_batch(self, windows: Windows, *, rng: np.random.Generator) -> tuple[Batch, CommentTargets]:
+        """For training: one target for each comment of each target record, with freshly drawn negatives."""
+        assert self.pool is not None
+        packed = self._packed(windows)
+        rows, window = packed.target_rows()
+        histories = self.histories
+        begin, end = histories.comment_offsets[rows], histories.comment_offsets[rows + 1]
+        target = np.repeat(np.arange(len(rows)), end - begin)
+        positive = histories.comment[ranges(begin, end)]
+        moment = histories.start[rows][target]
+        is_target = self.pool.created[positive] < moment  # a comment that was not there could not be chosen
+        target, positive, moment = target[is_target], positive[is_target], moment[is_target]
+        item = histories.record_item[rows][target]
+        negative = self.pool.sample(
+            item, moment, windows.user[window][target], count=self.num_negatives, rng=rng
+        )
+        for chosen in range(int((end - begin).max(initial=0))):  # a negative must not be another positive of the record
+            other = histories.comment[np.minimum(begin + chosen, end - 1)][target]
+            negative = np.where(negative == other[:, None], 0, negative)
+        candidate = np.concatenate([positive[:, None], negative], axis=1)
+        position = packed.target_positions(rows, window, "comment")[target]
+        return self._comment_batch(packed, position, item, candidate, moment)
+
+    def candidate_batch(self, windows: Windows, items: Ints, candidates: Ragged) -> tuple[Batch, CommentTargets]:
+        """For ranking: one target a window, its candidates in the given order, padded with 0."""
+        packed = self._packed(windows)
+        rows, window = packed.target_rows()
+        width = max(1, int(candidates.lengths.max(initial=0)))
+        candidate = np.zeros((len(candidates), width), np.int64)
+        column = np.arange(len(candidates.values)) - np.repeat(candidates.offsets[:-1], candidates.lengths)
+        candidate[candidates.owners, column] = candidates.values
+        position = packed.target_positions(rows, window, "comment")
+        return self._comment_batch(packed, position, items, candidate, windows.request)
+
+    def _packed(self, windows: Windows) -> PackedWindows:
+        return PackedWindows.of(
+            self.histories, windows, self.task, has_start=self.has_start, record_comments=self.record_comments
+        )
+
+    def _batch(self, packed: PackedWindows, comment_U: Ints) -> Batch:
+        return packed.batch(comment_U, self.text.comments(comment_U))
+
+    def _comment_batch(
+        self, packed: PackedWindows, position: Ints, item: Ints, candidate: Ints, moment: Ints
+    ) -> tuple[Batch, CommentTargets]:
+        comment_U = distinct_comments([*packed.comments(), candidate])
+        features = np.zeros((*candidate.shape, self.num_features), np.float32)
+        if self.features is not None:
+            is_there = candidate > 0
+            moments = np.broadcast_to(moment[:, None], candidate.shape)
+            features[is_there] = self.features(candidate[is_there], moments[is_there])
+        targets = CommentTargets(
+            position_T=torch.from_numpy(position),
+            item_T=torch.from_numpy(item),
+            candidate_TC=torch.from_numpy(np.searchsorted(comment_U, candidate)),
+            feature_TCF=torch.from_numpy(features),
+        )
+        return self._batch(packed, comment_U), targets
+
+
+def _item_targets(position: Ints, item: Ints) -> ItemTargets:
+    return ItemTargets(torch.from_numpy(position), torch.from_numpy(item))
+
+
+def shuffled(
+    windows: Windows, *, batch_size: int, seed: int, epoch: int, rank: int = 0, num_ranks: int = 1
+) -> Iterator[Windows]:
+    """The windows of one epoch in an order that seed and epoch fix, dealt evenly to the ranks.
+
+    Every rank gets the same number of batches: the last one is filled up from the front where the windows do not divide.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(windows))
+    for start in range(0, len(order), batch_size * num_ranks):
+        chunk = order[start : start + batch_size * num_ranks]
+        if len(chunk) < num_ranks:
+            chunk = np.resize(order, num_ranks) if len(chunk) == 0 else np.concatenate([chunk, order[: num_ranks - len(chunk)]])
+        yield windows[chunk[rank::num_ranks]]

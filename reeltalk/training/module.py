@@ -1,0 +1,123 @@
+"""The Lightning module and loader of fine-tuning: seeded by step, so that a resumed run draws what an unbroken one drew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
+from reeltalk.data.histories import Windows
+from reeltalk.objectives import Terms, comment_objective, item_objective
+from reeltalk.training.feed import shuffled
+from reeltalk.training.system import System
+from reeltalk.training.validation import validation_value
+
+Example = tuple[Batch, ItemTargets | CommentTargets]
+
+
+class WindowBatches:
+    """All batches of an epoch, beginning with the first that this run has not done."""
+
+    def __init__(self, system: System, windows: Windows) -> None:
+        self.system, self.windows = system, windows
+        self.batches_done = 0  # over all epochs; the module counts, and sets it from a checkpoint
+        self.rank, self.num_ranks = 0, 1
+        train = system.settings.train
+        self.batch_size = max(1, train.batch_size // (train.devices * train.accumulate))
+
+    def __len__(self) -> int:
+        return -(-len(self.windows) // (self.batch_size * self.num_ranks))
+
+    def __iter__(self) -> Iterator[Example]:
+        seed = self.system.settings.train.seed
+        epoch, done = divmod(self.batches_done, len(self))
+        chunks = shuffled(
+            self.windows, batch_size=self.batch_size, seed=seed, epoch=epoch, rank=self.rank, num_ranks=self.num_ranks
+        )
+        for index, chunk in enumerate(chunks):
+            if index < done:
+                continue
+            if self.system.settings.task == "item":
+                yield self.system.feed.item_batch(chunk)
+            else:
+                rng = np.random.default_rng([seed, epoch, index, self.rank])
+                yield self.system.feed.comment_batch(chunk, rng=rng)
+
+
+class FinetuneModule(L.LightningModule):
+    """One step: the task's objective plus the model's own regularisation."""
+
+    def __init__(self, system: System, windows: Windows) -> None:
+        super().__init__()
+        self.system = system
+        self.settings = system.settings.train
+        self.batches = WindowBatches(system, windows)
+
+    def train_dataloader(self) -> WindowBatches:
+        self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
+        return self.batches
+
+    def configure_optimizers(self) -> Any:
+        train = self.settings
+        optimizer = torch.optim.AdamW(
+            self.system.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        if not train.warmup_steps:
+            return optimizer
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=train.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def training_step(self, batch: Example, batch_idx: int) -> Tensor:
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.batches.batches_done * self.trainer.world_size + self.global_rank)
+        self.batches.batches_done += 1
+        terms = self._terms(batch)
+        losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}
+        loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def _terms(self, batch: Example) -> Terms:
+        histories, targets = batch
+        recommender = self.system.recommender
+        if isinstance(targets, ItemTargets):
+            terms = item_objective(recommender, histories, targets)
+        else:
+            terms = comment_objective(recommender, self.system.features, histories, targets)
+        if self.settings.regularisation and (extra := recommender.regularisation(histories)) is not None:
+            terms["regularisation"] = extra
+        return terms
+
+    def _mean(self, total: Tensor, count: int) -> Tensor:
+        """The sum over the mean count of all processes: averaged gradients are then those of one undivided batch."""
+        if self.trainer.world_size == 1:
+            return total / max(count, 1)
+        counts = torch.tensor(float(count), device=total.device)
+        torch.distributed.all_reduce(counts)
+        return total * self.trainer.world_size / counts.clamp(min=1)
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch_began = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        seconds = time.perf_counter() - self.epoch_began
+        value = validation_value(self.system)
+        self.system.train()
+        self.log_dict({"validation": value, "seconds": seconds}, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_done"] = self.batches.batches_done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches.batches_done = checkpoint["batches_done"]
+
+    def transfer_batch_to_device(self, batch: Example, device: torch.device, dataloader_idx: int) -> Example:
+        histories, targets = batch
+        return histories.to(device), targets.to(device)

@@ -1,0 +1,93 @@
+"""A trained system as a ranker of candidates and of the whole catalogue: what validation and evaluation see of it.
+
+Shapes: B targets, N items, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from reeltalk.data.batch import CommentTargets
+from reeltalk.data.dataset import Task
+from reeltalk.data.histories import target_windows
+from reeltalk.data.ragged import Ragged
+from reeltalk.evaluation.ranker import Scores
+from reeltalk.objectives import comment_scores, target_preferences
+from reeltalk.training.system import System
+
+WINDOWS_A_BATCH = 512
+
+
+class SystemRanker:
+    """Scores in float32 from each target's own window: the last events of either history before it."""
+
+    def __init__(self, system: System, *, name: str | None = None) -> None:
+        self.system = system
+        self.name = name or system.settings.name
+        system.eval()
+        self._item_vectors: Tensor | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.system.settings.task
+
+    @torch.inference_mode()
+    def item_vectors(self) -> Tensor:
+        """[N + 1, D] float32 on the CPU, made once."""
+        if self._item_vectors is None:
+            self._item_vectors = self.system.recommender.item_vectors().float().cpu()
+        return self._item_vectors
+
+    @torch.inference_mode()
+    def preferences(self, targets: pl.DataFrame) -> Tensor:
+        """Item task: the preference right before each target, [B, D] float32 on the CPU."""
+        system = self.system
+        rows = targets["target"].to_numpy().astype(np.int64)
+        windows = target_windows(system.feed.histories, "item", rows, length=system.settings.data.history_length)
+        parts = []
+        for start in range(0, len(windows), WINDOWS_A_BATCH):
+            batch, wanted = system.feed.item_batch(windows[start : start + WINDOWS_A_BATCH])
+            device = self._device()
+            parts.append(target_preferences(system.recommender, batch.to(device), wanted.to(device)).float().cpu())
+        return torch.cat(parts) if parts else self.item_vectors()[:0]
+
+    @torch.inference_mode()
+    def catalogue_scores(self, targets: pl.DataFrame) -> Tensor:
+        """[B, N] float32; column j is item_id j + 1."""
+        return self.preferences(targets) @ self.item_vectors()[1:].T
+
+    @torch.inference_mode()
+    def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+        """One score a candidate, in the order of `candidates.values`."""
+        if self.task == "item":
+            preference_BD = self.preferences(targets)
+            owner = torch.from_numpy(candidates.owners)
+            chosen = torch.from_numpy(candidates.values.astype(np.int64))
+            parts = [
+                (preference_BD[o] * self.item_vectors()[c]).sum(1)
+                for o, c in zip(owner.split(1 << 18), chosen.split(1 << 18), strict=True)
+            ]
+            return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+        return self._comment_scores(targets, candidates)
+
+    def _comment_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+        system = self.system
+        rows, items = (targets[name].to_numpy().astype(np.int64) for name in ("target", "item_id"))
+        windows = target_windows(system.feed.histories, "comment", rows, length=system.settings.data.history_length)
+        parts = [np.zeros(0, np.float32)]
+        for start in range(0, len(windows), WINDOWS_A_BATCH):
+            stop = min(start + WINDOWS_A_BATCH, len(windows))
+            batch, wanted = system.feed.candidate_batch(
+                windows[start:stop], items[start:stop], candidates.rows(start, stop)
+            )
+            device = self._device()
+            on_device: CommentTargets = wanted.to(device)
+            score_BC, is_candidate_BC = comment_scores(system.recommender, system.features, batch.to(device), on_device)
+            parts.append(score_BC[is_candidate_BC].cpu().numpy())
+        return np.concatenate(parts)
+
+    def _device(self) -> torch.device:
+        return next(self.system.parameters()).device

@@ -1,0 +1,173 @@
+"""Asking a trained system: for a user of the dataset, or for one never seen whose history is written by hand.
+
+Shapes: D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from reeltalk.data.histories import NOW, Histories, Windows, request_windows
+from reeltalk.data.ragged import Ints, Ragged
+from reeltalk.errors import DataError
+from reeltalk.objectives import comment_scores, target_preferences
+from reeltalk.training.feed import Feed
+from reeltalk.training.system import System
+
+LAST_MOMENT = int(NOW)
+
+
+@dataclass(frozen=True)
+class History:
+    """A history written by hand, oldest first: keys of items, and keys of comments that the user liked or answered.
+
+    Times are milliseconds since 1970, one for each key; where they are left out, both lists are taken to run evenly up to
+    now, side by side.
+    """
+
+    items: Sequence[str] = ()
+    comments: Sequence[str] = ()
+    item_times: Sequence[int] | None = None
+    comment_times: Sequence[int] | None = None
+
+
+def recommend_items(
+    system: System,
+    user: str | History,
+    *,
+    k: int = 10,
+    exclude_seen: bool = True,
+    now: int = LAST_MOMENT,
+) -> pl.DataFrame:
+    """The k best items for a user: columns item_key, title, score; best first.
+
+    `now` (ms) hides what happened later and items that did not exist yet. Raises DataError for an unknown user, item or
+    comment key, and for a system of the comment task.
+    """
+    _require_task(system, "item")
+    feed, user_id = _feed(system, user)
+    preference_D = _preference(system, feed, user_id, now)
+    items = system.dataset.items
+    scores = system.item_vectors() @ preference_D.cpu()
+    is_hidden = items["created"].to_numpy() > now
+    if exclude_seen:
+        histories = feed.histories
+        seen = slice(histories.item_offsets[user_id], histories.item_offsets[user_id + 1])
+        is_hidden = is_hidden.copy()
+        is_hidden[histories.item[seen][histories.time[seen] < now] - 1] = True
+    scores[torch.from_numpy(is_hidden)] = -torch.inf
+    best = scores.topk(min(k, int((~is_hidden).sum())))
+    chosen = items[best.indices.numpy()]
+    return chosen.select("item_key", "title").with_columns(score=pl.Series(best.values.numpy()))
+
+
+@torch.inference_mode()
+def recommend_comments(
+    system: System, user: str | History, *, item: str, k: int = 10, now: int = LAST_MOMENT
+) -> pl.DataFrame:
+    """The k best comments under the item that a user watches: columns comment_key, text, score; best first.
+
+    Comments that were not written by `now` (ms), and the user's own, are no candidates. Raises DataError as
+    `recommend_items` does.
+    """
+    _require_task(system, "comment")
+    feed, user_id = _feed(system, user)
+    item_id = int(_ids(system.dataset.items, "item", [item])[0])
+    is_candidate = (pl.col("item_id") == item_id) & (pl.col("created") < now)
+    if isinstance(user, str):
+        is_candidate &= pl.col("user_id") != user_id
+    comments = system.dataset.comments.filter(is_candidate)
+    if comments.is_empty():
+        return comments.select("comment_key", "text").with_columns(score=pl.Series([], dtype=pl.Float32))
+    candidates = Ragged(comments["comment_id"].to_numpy(), np.array([0, len(comments)]))
+    windows = _windows(system, feed, user_id, now)
+    batch, targets = feed.candidate_batch(windows, np.array([item_id]), candidates)
+    device = next(system.parameters()).device
+    scores, _ = comment_scores(system.recommender, system.features, batch.to(device), targets.to(device))
+    best = scores[0].cpu().topk(min(k, len(comments)))
+    chosen = comments[best.indices.numpy()]
+    return chosen.select("comment_key", "text").with_columns(score=pl.Series(best.values.numpy()))
+
+
+def user_vectors(system: System, users: Sequence[str], *, now: int = LAST_MOMENT) -> Tensor:
+    """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only."""
+    _require_task(system, "item")
+    ids = _ids(system.dataset.users, "user", users)
+    windows = request_windows(
+        system.feed.histories, "item", ids, np.full(len(ids), now), length=system.settings.data.history_length
+    )
+    return _preferences(system, system.feed, windows)
+
+
+def _preference(system: System, feed: Feed, user_id: int, now: int) -> Tensor:
+    return _preferences(system, feed, _windows(system, feed, user_id, now))[0]
+
+
+@torch.inference_mode()
+def _preferences(system: System, feed: Feed, windows: Windows) -> Tensor:
+    system.eval()
+    batch, targets = feed.item_batch(windows)
+    device = next(system.parameters()).device
+    return target_preferences(system.recommender, batch.to(device), targets.to(device)).float()
+
+
+def _windows(system: System, feed: Feed, user_id: int, now: int) -> Windows:
+    length = system.settings.data.history_length
+    return request_windows(feed.histories, system.settings.task, np.array([user_id]), np.array([now]), length=length)
+
+
+def _require_task(system: System, task: str) -> None:
+    if system.settings.task != task:
+        raise DataError(f"this system was trained for the {system.settings.task} task; ask one of the {task} task")
+
+
+def _feed(system: System, user: str | History) -> tuple[Feed, int]:
+    if isinstance(user, str):
+        return system.feed, int(_ids(system.dataset.users, "user", [user])[0])
+    dataset = system.dataset
+    items = _ids(dataset.items, "item", user.items)
+    comments = _ids(dataset.comments, "comment", user.comments)
+    watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
+    item_times = _times("item", user.item_times, len(items))
+    comment_times = _times("comment", user.comment_times, len(comments))
+    written = Histories(
+        item_offsets=np.array([0, 0, len(items)]),
+        item=items,
+        time=item_times,
+        hot_comment=np.zeros_like(items),
+        item_split=np.zeros_like(items),
+        record_offsets=np.array([0, 0, len(comments)]),
+        record_item=watched,
+        start=comment_times,
+        end=comment_times,
+        record_split=np.zeros_like(comments),
+        comment_offsets=np.arange(len(comments) + 1),
+        comment=comments,
+    )
+    return replace(system.feed, histories=written), 1
+
+
+def _times(what: str, times: Sequence[int] | None, count: int) -> Ints:
+    if times is None:
+        return np.linspace(1, 1_000_000, count).astype(np.int64)
+    if len(times) != count or list(times) != sorted(times):
+        raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each, rising")
+    return np.asarray(times, dtype=np.int64)
+
+
+def _ids(table: pl.DataFrame, what: str, keys: Sequence[str]) -> Ints:
+    wanted = pl.DataFrame({f"{what}_key": list(keys)}, schema={f"{what}_key": pl.String})
+    found = wanted.join(table.select(f"{what}_id", f"{what}_key"), on=f"{what}_key", how="left", maintain_order="left")
+    unknown = found.filter(pl.col(f"{what}_id").is_null())[f"{what}_key"].to_list()
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; keys look like "
+            f"{table[f'{what}_key'][0]!r}"
+        )
+    return found[f"{what}_id"].to_numpy().astype(np.int64)

@@ -1,0 +1,67 @@
+"""Settings of fine-tuning; the resolved ones are saved beside the model, and reproduce it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from reeltalk.data.dataset import Task
+from reeltalk.models import model_spec
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Section):
+    """What a batch holds."""
+
+    history_length: int = Field(50, gt=0, description="events of each history that a preference is made from")
+    record_comments: int = Field(3, gt=0, description="comments of one record that are read")
+    num_negatives: int = Field(19, gt=0, description="comment task: sampled comments of the watched item per target")
+    candidate_features: bool = Field(False, description="comment task: age and answers so far join the score")
+
+
+class TrainSettings(_Section):
+    """How long and how fast it learns."""
+
+    batch_size: int = Field(512, gt=0, description="histories (windows) a step, over all processes")
+    learning_rate: float = Field(0.001, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    regularisation: float = Field(0.1, ge=0, description="eta of LSVCR eq 18")
+    max_epochs: int = Field(50, gt=0)
+    patience: int = Field(5, gt=0, description="epochs without a better validation value before training stops")
+    monitor: str = Field("ndcg@10", description="metric over the validation targets that picks the epoch to keep")
+    monitor_protocol: Literal["sampled", "full"] = "sampled"
+    max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where products in it are native")
+    accumulate: int = Field(1, gt=0, description="batches a step is made of")
+    devices: int = Field(1, gt=0)
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill can cost")
+    logger: Literal["csv", "tensorboard"] = "csv"
+    seed: int = 0
+
+
+class FinetuneSettings(_Section):
+    """All of a fine-tuning run; `finetune_settings` gives the class whose section `model` is that of one model."""
+
+    name: str = Field(description="the model")
+    task: Task
+    model: BaseModel
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+
+
+def finetune_settings(name: str, task: Task) -> type[FinetuneSettings]:
+    """The settings of one model for one task; raises ConfigError where the model is unknown or does not do the task."""
+    section = model_spec(name, task).settings
+    return create_model(
+        f"{section.__name__.removesuffix('Settings')}FinetuneSettings",
+        __base__=FinetuneSettings,
+        name=(Literal[name], name),
+        task=(Literal[task], task),
+        model=(section, section()),
+    )

@@ -1,0 +1,119 @@
+"""A recommender with what it needs to be trained, evaluated and asked: settings, histories, text vectors, item keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from reeltalk.artifacts import read_manifest, require_parent
+from reeltalk.config import load_settings
+from reeltalk.data.dataset import Dataset
+from reeltalk.data.features import CommentFeatures
+from reeltalk.data.histories import Histories, Windows, training_windows
+from reeltalk.errors import ArtifactError, ConfigError, DataError
+from reeltalk.models import build, model_spec
+from reeltalk.models.candidate_features import CandidateFeatures
+from reeltalk.models.recommender import Recommender
+from reeltalk.text.lookup import TextLookup
+from reeltalk.text.table import TextTable
+from reeltalk.training.feed import CommentPool, Feed
+from reeltalk.training.settings import FinetuneSettings, finetune_settings
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+
+
+class System(nn.Module):
+    """The parts that are trained (recommender, candidate features) beside those that are only read."""
+
+    def __init__(
+        self, recommender: Recommender, features: CandidateFeatures | None, *, feed: Feed, dataset: Dataset, settings: FinetuneSettings
+    ) -> None:
+        super().__init__()
+        self.recommender = recommender
+        self.features = features
+        self.feed = feed
+        self.dataset = dataset
+        self.settings = settings
+
+    @classmethod
+    def new(cls, dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings) -> Self:
+        """A system with fresh weights; the seed of `settings.train` fixes them."""
+        spec = model_spec(settings.name, settings.task)
+        if spec.reads_text and text is None:
+            raise ConfigError(f"{settings.name} reads text: give --text, a folder that `reeltalk encode` wrote")
+        lookup = TextLookup.of(dataset, text) if spec.reads_text and text is not None else TextLookup.nothing(dataset)
+        is_comment = settings.task == "comment"
+        with_features = is_comment and settings.data.candidate_features
+        recommender = build(
+            settings.name,
+            settings.task,
+            settings.model,
+            titles=lookup.titles(),
+            history_length=settings.data.history_length,
+            seed=settings.train.seed,
+        )
+        feed = Feed(
+            histories=Histories.of(dataset),
+            text=lookup,
+            task=settings.task,
+            pool=CommentPool.of(dataset) if is_comment else None,
+            features=CommentFeatures.of(dataset) if with_features else None,
+            has_start=recommender.has_start,
+            record_comments=settings.data.record_comments,
+            num_negatives=settings.data.num_negatives,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.train.seed)
+            features = CandidateFeatures() if with_features else None
+        return cls(recommender, features, feed=feed, dataset=dataset, settings=settings)
+
+    def training_windows(self) -> Windows:
+        """The windows that hold every training target once; raises DataError where there is none."""
+        settings = self.settings
+        windows = training_windows(
+            self.feed.histories,
+            settings.task,
+            length=settings.data.history_length,
+            has_start=self.recommender.has_start,
+        )
+        if len(windows) == 0:
+            what = "item events" if settings.task == "item" else "comment records"
+            raise DataError(f"{self.dataset.path} has no {what} to train the {settings.task} task on; prepare it from logs that have")
+        return windows
+
+    @torch.inference_mode()
+    def item_vectors(self) -> Tensor:
+        """Vectors of all items for an index of one's own: float32 [N, D], row item_id - 1; score = preference · vector."""
+        self.eval()
+        return self.recommender.item_vectors()[1:].float()
+
+
+def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:
+    """Open a model folder with the dataset and text it was made from (found by the recorded paths where not given).
+
+    Raises ArtifactError where the folder is unfinished, or dataset or text are not those it was made from.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path, "model")
+    config = manifest.config
+    settings = load_settings(finetune_settings(config["name"], config["task"]), file=path / CONFIG)
+    dataset = dataset or Dataset.load(_recorded(path, manifest.facts["dataset"], "dataset"))
+    require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)
+    if text is None and manifest.facts["text"] is not None:
+        text = TextTable.load(_recorded(path, manifest.facts["text"], "text"))
+    system = System.new(dataset, text=text, settings=settings)
+    weights = load_file(path / WEIGHTS)
+    system.load_state_dict(weights)
+    system.eval()
+    return system
+
+
+def _recorded(model: Path, recorded: str, name: str) -> Path:
+    if not Path(recorded).is_dir():
+        raise ArtifactError(f"{model} was made from the {name} at {recorded}, which is gone; give --{name}")
+    return Path(recorded)

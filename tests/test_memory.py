@@ -1,0 +1,37 @@
+"""Kept memory is not faulted in again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ALLOCATE = """
+import ctypes, resource, sys
+from reeltalk.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    block = libc.malloc(64 * 2**20)
+    libc.memset(block, 1, 64 * 2**20)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
+def test_large_blocks_are_faulted_in_once() -> None:
+    faults = {
+        mode: int(subprocess.run([sys.executable, "-c", ALLOCATE, mode], check=True, capture_output=True).stdout)
+        for mode in ("default", "keep")
+    }
+    if faults["default"] < 10_000:
+        pytest.skip("this system faults in huge pages; there is nothing to keep")
+    assert faults["keep"] < faults["default"] / 4
