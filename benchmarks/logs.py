@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from reeltalk.data.dataset import Dataset
+from reeltalk.data.prepare import PrepareSettings, prepare
+
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 45_000, 20_900, 390_000
 NUM_TOPICS = 200
 TOPICS_A_USER = 3
@@ -25,6 +28,8 @@ FOLLOWS, STAYS = 0.35, 0.3
 MIN_EVENTS = 3
 LENGTH_SHAPE = 0.8
 """Shape of the gamma mixture that history lengths are drawn from: below 1 the tail is longer than geometric."""
+
+USERS_FILE, ITEMS_FILE = "user_sequence.txt", "item_texts.txt"
 
 Ids = npt.NDArray[np.int64]
 
@@ -107,30 +112,28 @@ class _Topics:
         return np.where(item == last, (last + NUM_TOPICS) % self.num_items, item)
 
 
-def write_atomic(logs: Logs, folder: Path) -> Path:
-    """Write `folder`/`folder name`.inter as RecBole reads it; the time is the event's place in the log."""
+def write(logs: Logs, folder: Path) -> Path:
+    """Write the logs as RecBole's atomic file and as the `sequences` source's two files; returns the folder.
+
+    The atomic file is FOLDER/NAME.inter, NAME the folder's own; its time is the event's place in the log.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{folder.name}.inter"
-    _frame(logs).select(
+    events = pl.DataFrame({"user_id": logs.user_id, "item_id": logs.item_id})
+    events.select(
         pl.col("user_id").alias("user_id:token"),
         pl.col("item_id").alias("item_id:token"),
         pl.int_range(pl.len()).alias("timestamp:float"),
-    ).write_csv(path, separator="\t")
-    return path
-
-
-def write_sequences(logs: Logs, folder: Path) -> Path:
-    """Write the `sequences` source's two files: one user a line with the items in order, and one text an item."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = _frame(logs).group_by("user_id", maintain_order=True).agg(pl.col("item_id"))
-    lines.select(
-        pl.concat_str("user_id", pl.col("item_id").cast(pl.List(pl.String)).list.join(" "), separator=" ")
-    ).write_csv(folder / "user_sequence.txt", include_header=False)
-    pl.select(item=pl.int_range(1, logs.num_items + 1)).select(pl.format("{} item {}", "item", "item")).write_csv(
-        folder / "item_texts.txt", include_header=False
-    )
+    ).write_csv(folder / f"{folder.name}.inter", separator="\t")
+    users = events.group_by("user_id", maintain_order=True).agg(pl.col("item_id").cast(pl.String))
+    lines = users.select(pl.concat_str("user_id", pl.col("item_id").list.join(" "), separator=" "))
+    lines.write_csv(folder / USERS_FILE, include_header=False)
+    texts = pl.select(item=pl.int_range(1, logs.num_items + 1)).select(pl.format("{} item {}", "item", "item"))
+    texts.write_csv(folder / ITEMS_FILE, include_header=False)
     return folder
 
 
-def _frame(logs: Logs) -> pl.DataFrame:
-    return pl.DataFrame({"user_id": logs.user_id, "item_id": logs.item_id})
+def dataset_of(logs: Path, out: Path, *, seed: int) -> Dataset:
+    """Prepare the folder that `write` made: leave-one-out, one candidate, for full ranking needs none."""
+    source = {"users_file": USERS_FILE, "items_file": ITEMS_FILE}
+    settings = PrepareSettings(source=source, split="leave_one_out", num_item_negatives=1, seed=seed)
+    return prepare("sequences", raw=logs, out=out, settings=settings)

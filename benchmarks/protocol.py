@@ -1,7 +1,7 @@
 """The protocol that all fine-tuning benchmarks share: what is measured, under which name, and the command line.
 
-Sizes: width 64, two layers of two heads, the last 50 items, exact softmax over all items; leave-one-out, the last event is
-the test target and the last but one the validation target; full ranking. Standard library only.
+Sizes: width 64, two layers of two heads, the last 50 items, exact softmax over all items. Leave-one-out: a user's last
+event is the test target, the last but one the validation target; full ranking. Standard library only.
 """
 
 from __future__ import annotations

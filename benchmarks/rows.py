@@ -1,7 +1,7 @@
-"""What every benchmark script prints, and what the table is made of. Standard library only: peers' environments import it.
+"""What every benchmark script prints, and what the table is made of.
 
-A script prints one JSON line a `Measurement`; `benchmarks.run` sets those of reeltalk beside the peers' of the same name and
-writes one `Row` a pair.
+A script prints one JSON line a `Measurement`; `benchmarks.run` sets those of reeltalk beside the peers' of the same
+name and writes one `Row` a pair. Standard library only: peers' environments import this file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ OURS = "reeltalk"
 class Measurement:
     """One number that one system reached. `name` is the same for all systems that do the same work.
 
+    Units s, ms and MiB are the better the smaller, units that end in /s the better the larger; others make no ratio.
     `note` says what a reader must know to judge the number, such as "a tenth of the pass, times ten".
     """
 
@@ -37,9 +38,10 @@ class Measurement:
 class Row:
     """One line of the table: our number and a peer's from the same run on the same machine.
 
-    `ratio` is peer_value / value: for seconds and memory, how many times less we take. All three are None without a peer.
+    `ratio` is how many times better ours is. Where only one side measured, the other's value and the ratio are None.
     """
 
+    benchmark: str
     name: str
     value: float | None
     unit: str

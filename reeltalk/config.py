@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from reeltalk.errors import ConfigError, all_problems, nearest
 
@@ -78,15 +79,21 @@ def save_settings(settings: BaseModel, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def list_settings(model: type[BaseModel], *, section: str = "") -> Iterator[tuple[str, str, str]]:
+def list_settings(
+    model: type[BaseModel], *, section: str = "", defaults: BaseModel | None = None
+) -> Iterator[tuple[str, str, str]]:
     """Name as ``--set`` takes it, default, and meaning (choices, description) of every setting."""
     for name, field in model.model_fields.items():
-        default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+        default = _default(field) if defaults is None else getattr(defaults, name)
         if isinstance(default, BaseModel):
-            yield from list_settings(type(default), section=f"{section}{name}.")
+            yield from list_settings(type(default), section=f"{section}{name}.", defaults=default)
         else:
             shown = "" if field.is_required() else json.dumps(default, default=str)
             yield f"{section}{name}", shown, "; ".join(filter(None, [_choices(field.annotation), field.description]))
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
 
 
 def _choices(annotation: Any) -> str:
@@ -133,7 +140,7 @@ def _with_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, 
     """The values, with each section that is given in part filled up from the section's default."""
     filled = dict(values)
     for name, field in model.model_fields.items():
-        default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+        default = _default(field)
         if isinstance(default, BaseModel) and isinstance(values.get(name), dict):
             given = _with_defaults(type(default), values[name])
             filled[name] = {**{key: getattr(default, key) for key in type(default).model_fields}, **given}

@@ -111,12 +111,17 @@ def id_text_regularisation(
     Paper: LSVCR eq 16; both directions as in its reference settings. `negative_C` holds rows of the batch that serve all
     pairs as negatives, except those of the same item.
     """
-    identity, text = unit(id_MD.float()), unit(text_MD.float())
+    identity, text = unit(widened(id_MD)), unit(widened(text_MD))
     positive = (identity * text).sum(1) / temperature
     is_negative = item_M[negative_C][None, :] != item_M[:, None]
     one_way = sampled_softmax(positive, identity @ text[negative_C].T / temperature, is_negative)
     other_way = sampled_softmax(positive, text @ identity[negative_C].T / temperature, is_negative)
     return (one_way + other_way) / 2
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
-from reeltalk.losses import full_softmax, sampled_softmax
+from reeltalk.losses import full_softmax, sampled_softmax, widened
 from reeltalk.models.recommender import Recommender
 
 Terms = dict[str, tuple[Tensor, int]]
@@ -33,10 +33,10 @@ def comment_scores(
     """
     preference_TD = recommender.comment_preferences(batch, targets.position_T, targets.item_T)
     vector_UD = recommender.comment_vectors(batch.comment_text_UE)
-    score_TC = torch.bmm(vector_UD[targets.candidate_TC], preference_TD.to(vector_UD.dtype)[..., None])[..., 0].float()
+    score_TC = widened(torch.bmm(vector_UD[targets.candidate_TC], preference_TD.to(vector_UD.dtype)[..., None])[..., 0])
     is_candidate_TC = targets.candidate_TC > 0
     if features is not None:
-        score_TC = score_TC + features(targets.feature_TCF, is_candidate_TC).float()
+        score_TC = score_TC + widened(features(targets.feature_TCF, is_candidate_TC))
     return score_TC, is_candidate_TC
 
 

@@ -81,7 +81,7 @@ def test_titles_come_from_metadata_of_each_form_without_markup(tmp_path: Path) -
     write(tmp_path / "meta_new.jsonl", [{"parent_asin": "D", "title": "Kettle 😀", "details": {"a": 1}}])
     log = read(tmp_path, settings=Settings())
     assert rows(log.items, "item_key", "title") == [
-        ("A", "Kid's \"Drum\""),
+        ("A", 'Kid\'s "Drum"'),
         ("B", 'Salt & Pepper "Set" I <3 it'),
         ("C", "Cup"),
         ("D", "Kettle 😀"),
@@ -187,7 +187,9 @@ def test_reviews_before_2000_can_be_left_out(tmp_path: Path) -> None:
     write(tmp_path / "a.json", [review_2018("u", "B", time=900_000_000), review_2018("u", "C")])
     assert "source.before_2000=drop" in fault(tmp_path)
     log = read(tmp_path, settings=settings(before_2000="drop"))
-    assert rows(log.item_events, "item_key") == rows(log.comments, "item_key") == rows(log.items, "item_key") == [("C",)]
+    assert (
+        rows(log.item_events, "item_key") == rows(log.comments, "item_key") == rows(log.items, "item_key") == [("C",)]
+    )
     write(tmp_path / "a.json", [review_2018("u", "B", time=5), review_2018("u", "C")])
     assert "unixReviewTime is 5 in line 1" in fault(tmp_path, before_2000="drop")
 
@@ -212,7 +214,12 @@ def test_lines_that_are_no_json_are_named(tmp_path: Path) -> None:
     write(tmp_path / "c.json", [review_2018("u", "B"), "[1, 2]"])
     (tmp_path / "d.json").write_bytes(json.dumps(review_2018("u", "B")).encode() + b'\n{"asin": "\xff"}\n')
     told = fault(tmp_path)
-    for part in ("a.json: line 2 is no JSON", "b.json: line 2 is no JSON", "c.json: line 2 is no JSON", "d.json: line 2"):
+    for part in (
+        "a.json: line 2 is no JSON",
+        "b.json: line 2 is no JSON",
+        "c.json: line 2 is no JSON",
+        "d.json: line 2",
+    ):
         assert part in told
 
 

@@ -145,7 +145,7 @@ def test_settings_are_listed_by_the_names_that_overrides_take() -> None:
     assert listed["train.loss"] == ('"softmax"', "softmax | sampled")
     assert listed["name"] == ("null", "")
     assert list(listed)[:2] == ["train.lr", "train.epochs"]
-    load_settings(Settings, overrides=[f"{name}={default}" for name, (default, _) in listed.items()])
+    assert load_settings(Settings, overrides=[f"{name}={value}" for name, (value, _) in listed.items()]) == Settings()
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -24,7 +24,7 @@ BY_TIME: Row = {
     "split": "time",
     "valid_from": "2023-11-15T20:13:20",  # START + 22 hours
     "test_from": "2023-11-16T02:13:20",
-    "record_gap_seconds": 7200,
+    "record_gap_seconds": 10800,
     "num_item_negatives": 6,
     "max_comment_candidates": 5,
 }
@@ -45,7 +45,7 @@ def random_log(seed: int, *, knows_creation: bool = True) -> Log:
     comments = [
         {
             "comment_key": f"c{i}",
-            "item_key": f"v{rng.integers(0, 12)}",
+            "item_key": f"v{rng.integers(0, 12 if i >= 25 else 3)}",
             "text": f"words {i}",
             "created": hour(-2) if rng.random() < 0.9 else None,
             "user_key": f"u{rng.integers(0, 9)}" if rng.random() < 0.8 else None,
@@ -65,11 +65,11 @@ def random_log(seed: int, *, knows_creation: bool = True) -> Log:
     comment_events = [
         {
             "user_key": f"u{rng.integers(0, 7)}",
-            "comment_key": f"c{rng.integers(0, 60)}",
+            "comment_key": f"c{rng.integers(0, 25)}",
             "time": hour(),
             "behaviour": "r",
         }
-        for _ in range(150)
+        for _ in range(300)
     ]
     return {"items": items, "comments": comments, "item_events": item_events, "comment_events": comment_events}
 
@@ -133,7 +133,7 @@ class Slow:
                 last is None
                 or last["user_key"] != event["user_key"]
                 or last["item_key"] != event["item_key"]
-                or event["time"] - last["end"] > 2 * HOUR
+                or event["time"] - last["end"] > 3 * HOUR
                 or between
                 or (self.by_time and any(last["end"] < cut <= event["time"] for cut in (VALID, TEST)))
             ):
@@ -277,10 +277,11 @@ def test_tables_equal_the_slow_rules(seed: int, by_time: bool, tmp_path: Path) -
     ("seed", "by_time", "active_days", "knows_creation"),
     [
         (0, True, None, True),
-        (1, True, 0.4, True),
-        (2, True, 0.4, False),
+        (6, True, 0.25, True),
+        (1, True, 0.25, True),
+        (2, True, 0.25, False),
         (3, False, None, True),
-        (4, False, 0.4, False),
+        (4, False, 0.125, False),
     ],
 )
 def test_candidates_existed_and_are_no_history(
@@ -290,6 +291,8 @@ def test_candidates_existed_and_are_no_history(
     settings = BY_TIME if by_time else BY_TIME | {"split": "leave_one_out", "valid_from": None, "test_from": None}
     if active_days is not None:
         settings = settings | {"item_negatives": "active", "active_days": active_days}
+    wanted = 6 if seed % 2 else 30  # 30 are more than there are: the whole pool
+    settings = settings | {"num_item_negatives": wanted}
     dataset, slow = prepared(log, tmp_path, settings), Slow(log, by_time=by_time)
     item_key, comment_key = dataset.items["item_key"].to_list(), dataset.comments["comment_key"].to_list()
 
@@ -305,9 +308,9 @@ def test_candidates_existed_and_are_no_history(
         assert item_key[row["positive"] - 1] == event["item_key"]
         negatives = {item_key[item - 1] for item in row["negatives"]}
         preferred = slow.item_pool(event["user_key"], event["time"], active_days=active_days)
-        assert len(negatives) == len(row["negatives"]) == min(6, len(every))
+        assert len(negatives) == len(row["negatives"]) == min(wanted, len(every))
         assert negatives <= every
-        assert len(negatives & preferred) == min(6, len(preferred))
+        assert len(negatives & preferred) == min(wanted, len(preferred))
         filled_up += len(negatives - preferred)
     assert list(negatives_of) == expected_targets
     assert dataset.manifest.facts["item_negatives_filled_up"] == filled_up

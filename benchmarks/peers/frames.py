@@ -21,7 +21,7 @@ class Split:
 
 
 def leave_one_out(logs: Path) -> Split:
-    """Read what `benchmarks.logs.write_atomic` wrote into the folder `logs`, and split it."""
+    """Read what `benchmarks.logs.write` wrote into the folder `logs`, and split it."""
     events = pd.read_csv(logs / f"{logs.name}.inter", sep="\t")
     events.columns = pd.Index([name.partition(":")[0] for name in events.columns])
     from_end = events.groupby("user_id").cumcount(ascending=False)

@@ -1,7 +1,7 @@
 """RecBole's SASRec on the generated logs: its own data pipeline, trainer, evaluation and defaults, batches of 256.
 
 Runs in RecBole's environment (`benchmarks/peers/install.sh recbole DIR`) with the repository on PYTHONPATH:
-`python -m benchmarks.peers.recbole_sasrec --logs FOLDER`, where `benchmarks.logs.write_atomic` wrote FOLDER.
+`python -m benchmarks.peers.recbole_sasrec --logs FOLDER`, where `benchmarks.logs.write` wrote FOLDER.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ BATCH = 256
 
 def main() -> None:
     parser = protocol.arguments(__doc__)
-    parser.add_argument(
-        "--checkpoint", type=Path, help="written after each pass; training goes on from it"
-    )
+    parser.add_argument("--checkpoint", type=Path, help="written after each pass; training goes on from it")
     chosen = parser.parse_args()
     sys.argv = sys.argv[:1]  # RecBole reads the command line too
     logs = chosen.logs.resolve()

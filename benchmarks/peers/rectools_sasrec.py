@@ -1,7 +1,7 @@
 """RecTools' SASRecModel on the generated logs, with its own defaults but for the sizes; batches of 128 histories.
 
 Runs in RecTools' environment (`benchmarks/peers/install.sh rectools DIR`) with the repository on PYTHONPATH:
-`python -m benchmarks.peers.rectools_sasrec --logs FOLDER`, where `benchmarks.logs.write_atomic` wrote FOLDER.
+`python -m benchmarks.peers.rectools_sasrec --logs FOLDER`, where `benchmarks.logs.write` wrote FOLDER.
 Its feed-forward layers are as wide as the model (64), where the others' are four times as wide.
 """
 

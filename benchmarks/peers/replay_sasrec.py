@@ -1,7 +1,7 @@
 """RePlay's SasRec on the generated logs, with its own defaults but for the sizes; batches of 256 histories.
 
 Runs in RePlay's environment (`benchmarks/peers/install.sh replay DIR`) with the repository on PYTHONPATH:
-`python -m benchmarks.peers.replay_sasrec --logs FOLDER`, where `benchmarks.logs.write_atomic` wrote FOLDER.
+`python -m benchmarks.peers.replay_sasrec --logs FOLDER`, where `benchmarks.logs.write` wrote FOLDER.
 """
 
 from __future__ import annotations

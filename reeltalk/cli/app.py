@@ -1,7 +1,7 @@
 """What all commands share: the application, its errors, the options that several commands have.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 done, 2 something the user can mend, 130 interrupted.
-Anything else is a bug and shows its traceback.
+Results go to stdout, progress and errors to stderr. Exit status: 0 done, 2 something to mend, 130 interrupted. Anything
+else is a bug and shows its traceback.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
 from reeltalk.evaluation.ranker import Scores
 
-GROUP = 64  # columns that share a maximum when the top list is sought
+GROUP = 32  # columns that share a maximum when the top list is sought
 SLICE_BYTES = 1 << 20  # a block is ranked in slices of this size, so that every pass after the first reads the cache
 LANES = 255  # words of eight 0/1 bytes that can be added before a byte overflows
 
@@ -125,17 +125,20 @@ def _top(scores_BN: Scores, k: int) -> tuple[Ints, Scores]:
     num_rows, num_items = scores_BN.shape
     width = num_items // GROUP
     if width <= k:
-        columns = np.broadcast_to(np.arange(num_items), scores_BN.shape)
-    else:
-        row, column = scores_BN.strides  # a reshape would copy
-        maxima = as_strided(scores_BN, (num_rows, GROUP, width), (row, width * column, column)).max(1)
-        groups = np.argpartition(maxima, width - k, axis=1)[:, width - k :]
-        members = (groups[:, None, :] + width * np.arange(GROUP)[:, None]).reshape(num_rows, -1)
-        rest = np.broadcast_to(np.arange(width * GROUP, num_items), (num_rows, num_items - width * GROUP))
-        columns = np.concatenate([members, rest], axis=1)
-    competing = np.take_along_axis(scores_BN, columns, 1)
-    kept = np.argpartition(competing, competing.shape[1] - k, axis=1)[:, -k:]
-    values = np.take_along_axis(competing, kept, 1)
-    order = np.argsort(values, axis=1)[:, ::-1]
-    kept = np.take_along_axis(kept, order, 1)
-    return np.take_along_axis(columns, kept, 1), np.take_along_axis(values, order, 1)
+        return _best(scores_BN, k)
+    row, column = scores_BN.strides  # a reshape would copy
+    maxima = as_strided(scores_BN, (num_rows, GROUP, width), (row, width * column, column)).max(1)
+    groups_BK = np.argpartition(maxima, width - k, axis=1)[:, width - k :]
+    firsts_BK = groups_BK + num_items * np.arange(num_rows)[:, None]
+    members = (firsts_BK[:, :, None] + width * np.arange(GROUP)).reshape(num_rows, -1)
+    places_BK, values_BK = _best(np.hstack([scores_BN.take(members), scores_BN[:, width * GROUP :]]), k)
+    group_BK = np.take_along_axis(groups_BK, np.minimum(places_BK // GROUP, k - 1), 1)
+    is_member = places_BK < k * GROUP
+    return np.where(is_member, group_BK + places_BK % GROUP * width, places_BK + (width - k) * GROUP), values_BK
+
+
+def _best(scores_BN: Scores, k: int) -> tuple[Ints, Scores]:
+    kept_BK = np.argpartition(scores_BN, scores_BN.shape[1] - k, axis=1)[:, -k:]
+    values_BK = np.take_along_axis(scores_BN, kept_BK, 1)
+    order_BK = np.argsort(values_BK, axis=1)[:, ::-1]
+    return np.take_along_axis(kept_BK, order_BK, 1), np.take_along_axis(values_BK, order_BK, 1)

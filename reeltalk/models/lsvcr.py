@@ -77,11 +77,12 @@ class LSVCR(Recommender):
         self.record_fusion = TransformerLayer(dim, dropout=settings.dropout, **sizes)
         self.merge_items = nn.Linear(2 * dim, dim)
         self.merge_records = nn.Linear(2 * dim, dim)
+        # no bias where it would move all scores of a softmax alike
         self.item_weight = nn.Sequential(
-            nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, 1)
+            nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, 1, bias=False)
         )
         self.watched_query = nn.Linear(dim, dim)
-        self.record_key = nn.Linear(dim, dim)
+        self.record_key = nn.Linear(dim, dim, bias=False)
         initialise(self)
 
     def item_vectors(self) -> Tensor:

@@ -1,8 +1,8 @@
 """`reeltalk encode`: every distinct text of a dataset once through an encoder, into a text table.
 
-Texts are taken longest first, in blocks. A block is the unit of work: its vectors do not depend on what was encoded before,
-and it is written whole or not at all. So a run that was killed goes on after its last block and ends with the bytes of an
-unbroken run, and new texts are added behind the old rows.
+Texts are taken longest first, in blocks. A block is the unit of work: its vectors do not depend on what was encoded
+before, and it counts whole or not at all. So a run that was killed goes on after its last block and ends with the bytes
+of an unbroken run, and new texts are added behind the old rows.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_json, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.memory import keep_freed_memory
 from reeltalk.text.encoder import OFFLINE, Encoder, Pooling, Precision, load_encoder
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, key_frame, text_keys
 
@@ -57,8 +58,8 @@ class EncodeSettings(BaseModel):
 def encode(dataset: Dataset, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
     """Encode the titles and comments of a dataset into the text folder `out`; only texts it does not hold yet.
 
-    Killed and run again, it goes on where it was. Raises ConfigError for an encoder that cannot be loaded, ArtifactError where
-    `out` holds vectors of another encoder or other settings, or something else.
+    Killed and run again, it goes on where it was. Raises ConfigError where the encoder cannot be loaded,
+    ArtifactError where `out` holds vectors of another encoder or other settings, or something else.
     """
     settings = settings or EncodeSettings()
     columns = [
@@ -71,6 +72,7 @@ def encode(dataset: Dataset, *, out: Path, settings: EncodeSettings | None = Non
 def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
     """The same for any texts. Null and white space get no row."""
     settings = settings or EncodeSettings()
+    keep_freed_memory()
     encoder = load_encoder(
         settings.encoder,
         max_tokens=settings.max_tokens,
@@ -127,7 +129,7 @@ def _require_same_encoding(out: Path, config: Mapping[str, Any]) -> None:
 
 
 def _missing(texts: pl.Series, keys: NDArray[np.uint64]) -> pl.DataFrame:
-    """Distinct texts without a row, with their keys, longest first (then by key: the order does not depend on the input's)."""
+    """Distinct texts without a row, with their keys; longest first, then by key, whatever order they came in."""
     texts = texts.filter(~is_empty(texts)).unique()
     frame = key_frame(text_keys(texts)).with_columns(
         texts.alias("text"), size=texts.str.len_bytes().clip(upper_bound=_BYTES_SORTED)
@@ -186,13 +188,16 @@ class _Done:
 class _Store:
     """The two growing files of a text folder.
 
-    Rows count once `.done.json` says so; what a killed run left behind them is cut off. The headers of the files, and the
-    manifest, keep telling the old number of rows until `finish`, so a finished folder stays readable while it grows.
+    Rows count once `.done.json` says so; what a killed run left behind them is cut off. The files' headers and the
+    manifest tell the old number of rows until the end, so a finished folder stays readable while it grows.
     """
 
     def __init__(self, folder: Path, *, width: int) -> None:
         self._folder = folder
-        self._files = {VECTORS: (np.dtype("<f2"), width), KEYS: (np.dtype("<u8"), 2)}
+        self._files: dict[str, tuple[np.dtype[Any], int]] = {
+            VECTORS: (np.dtype("<f2"), width),
+            KEYS: (np.dtype("<u8"), 2),
+        }
         self._finished = int(read_manifest(folder, KIND).facts["rows"]) if (folder / MANIFEST).is_file() else 0
         self.done = self._read_done()
         for name, (dtype, columns) in self._files.items():

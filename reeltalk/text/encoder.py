@@ -6,7 +6,9 @@ Shape suffixes: B texts of a batch, T tokens, E text width.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,8 +122,8 @@ def load_encoder(
 ) -> Encoder:
     """Load a frozen encoder: ``minilm``, a folder, or the id of a model on the Hugging Face hub.
 
-    `max_tokens` is lowered to what the model has positions for. Raises ConfigError where the model cannot be loaded, or its
-    files lack weights.
+    `max_tokens` is lowered to what the model has positions for. Raises ConfigError where the model cannot be loaded, or
+    its files lack weights.
     """
     import transformers
 
@@ -129,19 +131,17 @@ def load_encoder(
     source = name if folder is None else str(folder)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     how = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
-        model, loading = transformers.AutoModel.from_pretrained(
-            source, dtype=_dtype(precision, place), output_loading_info=True, **how
-        )
+        with _without_load_report():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
+            model, loading = transformers.AutoModel.from_pretrained(
+                source, dtype=_dtype(precision, place), output_loading_info=True, **how
+            )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
-            f"encoder {name!r} cannot be loaded: {error}\ngive {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
+            f"encoder {name!r} cannot be loaded: {error}\n"
+            f"give {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
         ) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         raise ConfigError(f"encoder {name!r} lacks the weights of {', '.join(missing[:3])} ({len(missing)} in all)")
@@ -158,6 +158,18 @@ def load_encoder(
         width=_width(model, place),
         tokens_per_batch=tokens_per_batch or (_CPU_BATCH if place.type == "cpu" else _GPU_BATCH),
     )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Silence transformers on weights that are left out on purpose (heads); missing ones are an error of ours."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _stepped(length: int, limit: int) -> int:
@@ -200,7 +212,7 @@ def _positions(model: nn.Module, tokenizer: Any) -> int:
     for module_name, module in model.named_modules():
         # RoBERTa and its kin count positions from the padding id on
         if module_name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= int(module.padding_idx) + 1  # type: ignore[arg-type]
+            positions -= int(module.padding_idx) + 1
     return min(positions, int(tokenizer.model_max_length))
 
 

@@ -1,8 +1,8 @@
 """The text table: one vector per distinct text, keyed by content, memory-mapped, never recomputed in silence.
 
-A folder of kind ``text``: ``vectors.npy`` (float16 [rows, width]), ``keys.npy`` (uint64 [rows, 2], the 128-bit hash of each
-row's text) and the manifest, whose config says what encoded it. Both files may be longer than the manifest's ``rows`` while
-texts are being added; what lies beyond is not part of the table yet.
+A folder of kind ``text``: ``vectors.npy`` (float16 [rows, width]), ``keys.npy`` (uint64 [rows, 2], the 128-bit hash of
+each row's text) and the manifest, whose config says what encoded it. While texts are being added both files are longer
+than the manifest's ``rows``; what lies beyond is not part of the table yet.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -62,7 +63,7 @@ class TextTable:
         return key_frame(_mapped(self.path / KEYS, len(self.vectors))).with_row_index("row")
 
     def rows(self, texts: Sequence[str] | pl.Series) -> NDArray[np.int64]:
-        """The row of each text, int64 [texts]; -1 (stands for the zero vector) for a text that is null or only white space.
+        """The row of each text, int64 [texts]; -1, which stands for the zero vector, for null and for white space.
 
         Raises ArtifactError where texts were never encoded.
         """
@@ -73,8 +74,8 @@ class TextTable:
         if missing.any():
             example = series.filter(missing)[0]
             raise ArtifactError(
-                f"{self.path} lacks {int(missing.sum()):,} of {len(series):,} texts, the first one is {example[:_SHOWN]!r}; "
-                "run `reeltalk encode` on this dataset with the same folder and encoder again: only what is missing is encoded"
+                f"{self.path} lacks {int(missing.sum()):,} of {len(series):,} texts, first {example[:_SHOWN]!r}; "
+                "run `reeltalk encode` on this dataset into this folder again: only what is missing is encoded"
             )
         rows = found["row"].cast(pl.Int64).fill_null(EMPTY).to_numpy()
         return np.where(empty.to_numpy(), EMPTY, rows)
@@ -96,10 +97,10 @@ def key_frame(keys: NDArray[np.uint64]) -> pl.DataFrame:
     return pl.DataFrame({"first": keys[:, 0], "second": keys[:, 1]}, schema={"first": pl.UInt64, "second": pl.UInt64})
 
 
-def _mapped(path: Path, rows: int) -> NDArray[np.generic]:
+def _mapped(path: Path, rows: int) -> NDArray[Any]:
     """The first `rows` rows of an .npy file, memory-mapped read-only."""
     try:
-        array = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); encode into another folder") from error
     if len(array) < rows:

@@ -79,8 +79,7 @@ class Feed:
         packed = self._packed(windows)
         rows, window = packed.target_rows()
         position = packed.target_positions(rows, window, "item")
-        is_known = rows < len(self.histories.item)
-        item = np.where(is_known, self.histories.item[np.where(is_known, rows, 0)], 0)
+        item = np.append(self.histories.item, 0)[rows]  # a request's target is yet to come
         return self._batch(packed, distinct_comments(packed.comments())), _item_targets(position, item)
 
     def comment_batch(self, windows: Windows, *, rng: np.random.Generator) -> tuple[Batch, CommentTargets]:

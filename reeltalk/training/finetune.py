@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from datetime import timedelta
@@ -37,18 +38,19 @@ def finetune(dataset: Dataset, *, text: TextTable | None, settings: FinetuneSett
     """
     keep_freed_memory()
     train = settings.train
-    parents = {"dataset": dataset.manifest.digest} | ({"text": text.digest} if text is not None else {})
+    parents = {"dataset": dataset.manifest.digest} | ({"text": text.encoding} if text is not None else {})
     system = System.new(dataset, text=text, settings=settings)
     windows = system.training_windows()
+    module = FinetuneModule(system, windows)
     config = settings.model_dump(mode="json")
     is_resumed = resumable_folder(out, kind="model", config=config, parents=parents)
     save_settings(settings, out / CONFIG)
-    module = FinetuneModule(system, windows)
     last, best = _checkpoints(out, train)
     trainer = _trainer(out, train, [last, best])
     resume_from = out / CHECKPOINTS / LAST
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval|exists and is not empty).*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -112,6 +114,7 @@ def _trainer(out: Path, train: TrainSettings, callbacks: list[ModelCheckpoint]) 
     else:
         is_half = train.precision == "bf16"
     stopping: list[Callback] = [EarlyStopping("validation", mode="max", patience=train.patience)]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = TensorBoardLogger if train.logger == "tensorboard" else CSVLogger
     return L.Trainer(
         max_epochs=train.max_epochs,
@@ -120,7 +123,7 @@ def _trainer(out: Path, train: TrainSettings, callbacks: list[ModelCheckpoint]) 
         accelerator=train.accelerator,
         strategy="ddp" if train.devices > 1 else "auto",
         accumulate_grad_batches=train.accumulate,
-        callbacks=[*stopping, *callbacks, RichProgressBar()],
+        callbacks=[*stopping, *callbacks, RichProgressBar(console_kwargs={"stderr": True})],
         plugins=[_WholeCheckpoints()],
         logger=logger(out, name="logs"),
         log_every_n_steps=20,

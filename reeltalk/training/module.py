@@ -16,7 +16,7 @@ from reeltalk.data.histories import Windows
 from reeltalk.objectives import Terms, comment_objective, item_objective
 from reeltalk.training.feed import shuffled
 from reeltalk.training.system import System
-from reeltalk.training.validation import validation_value
+from reeltalk.training.validation import Validation
 
 Example = tuple[Batch, ItemTargets | CommentTargets]
 
@@ -26,10 +26,16 @@ class WindowBatches:
 
     def __init__(self, system: System, windows: Windows) -> None:
         self.system, self.windows = system, windows
-        self.batches_done = 0  # over all epochs; the module counts, and sets it from a checkpoint
+        self.batches_done = 0  # over all epochs; the module counts, checkpoints keep it
         self.rank, self.num_ranks = 0, 1
         train = system.settings.train
         self.batch_size = max(1, train.batch_size // (train.devices * train.accumulate))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches_done": self.batches_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batches_done = state["batches_done"]
 
     def __len__(self) -> int:
         return -(-len(self.windows) // (self.batch_size * self.num_ranks))
@@ -58,6 +64,7 @@ class FinetuneModule(L.LightningModule):
         self.system = system
         self.settings = system.settings.train
         self.batches = WindowBatches(system, windows)
+        self.validation = Validation(system)
 
     def train_dataloader(self) -> WindowBatches:
         self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
@@ -103,20 +110,15 @@ class FinetuneModule(L.LightningModule):
         torch.distributed.all_reduce(counts)
         return total * self.trainer.world_size / counts.clamp(min=1)
 
+    def on_train_start(self) -> None:
+        self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own
+
     def on_train_epoch_start(self) -> None:
         self.epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
         seconds = time.perf_counter() - self.epoch_began
-        value = validation_value(self.system)
-        self.system.train()
-        self.log_dict({"validation": value, "seconds": seconds}, prog_bar=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["batches_done"] = self.batches.batches_done
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batches.batches_done = checkpoint["batches_done"]
+        self.log_dict({"validation": self.validation.value(), "seconds": seconds}, prog_bar=True)
 
     def transfer_batch_to_device(self, batch: Example, device: torch.device, dataloader_idx: int) -> Example:
         histories, targets = batch

@@ -106,6 +106,11 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
     require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)
     if text is None and manifest.facts["text"] is not None:
         text = TextTable.load(_recorded(path, manifest.facts["text"], "text"))
+    if text is not None and text.encoding != manifest.parents.get("text"):
+        raise ArtifactError(
+            f"{path} was made from text vectors {manifest.parents.get('text')}, but {text.path} holds {text.encoding}; "
+            "give the text folder it was made from"
+        )
     system = System.new(dataset, text=text, settings=settings)
     weights = load_file(path / WEIGHTS)
     system.load_state_dict(weights)

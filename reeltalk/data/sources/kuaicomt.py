@@ -150,7 +150,7 @@ def _items(raw: Path, *, has_upload: bool, has_caption: bool) -> pl.LazyFrame:
     uploaded = day.cast(pl.Datetime("ms")).dt.replace_time_zone(UPLOAD_TIMEZONE).dt.epoch("ms")
     return (
         _scan(raw / ITEMS)
-        .join(first_seen.lazy(), on="video_id", how="left")
+        .join(first_seen.lazy(), on="video_id", how="left", maintain_order="left")
         .select(
             pl.col("video_id").cast(pl.String).alias("item_key"),
             title=pl.col("caption").fill_null("") if has_caption else pl.lit(""),
@@ -198,12 +198,14 @@ def _is_bad(name: str, column: Column) -> pl.Expr:
 def _bad_columns(path: Path, columns: Mapping[str, Column]) -> Iterator[str]:
     """One problem a column with unfit fields, found in one pass over the file; each suspect column costs another."""
     frame = _scan(path)
-    counts = frame.select(_is_bad(name, column).sum().alias(name) for name, column in columns.items())
+    bad_rows = [_is_bad(name, column).sum().alias(name) for name, column in columns.items()]
+    # Columns that nobody reads are parsed here once: only then does polars tell of lines with too many fields.
+    counts = frame.select(*bad_rows, pl.exclude(list(columns)).null_count())
     suspects = {name for name, count in counts.collect(engine="streaming").row(0, named=True).items() if count}
     for name, column in columns.items():
         if name not in suspects or (column.dtype == pl.String and not column.required):
             continue
-        as_written = pl.scan_csv(path, infer_schema=False).select(pl.col(name).alias("as_written"))
+        as_written = pl.scan_csv(path, infer_schema=False).select(as_written=pl.col(name).replace("", None))
         bad = _is_bad(name, column) if column.required else _is_bad(name, column) & pl.col("as_written").is_not_null()
         first = (
             pl.concat([frame.select(name), as_written], how="horizontal")

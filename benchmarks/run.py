@@ -1,0 +1,219 @@
+"""Run the benchmarks one after the other, write benchmarks/results.json and the table in docs/performance.md.
+
+Every script is a process of its own: first the peers, then ours, so that a ratio's two sides ran on the same machine
+within the same run. A peer's virtual environment is installed where it is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import logs
+from benchmarks.rows import OURS, Measurement, Row, hardware, read_measurements
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results.json"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+LESS_IS_BETTER = ("s", "ms", "MiB")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A module that prints measurements; `peer` names the environment it runs in, None is this one.
+
+    `options` are added to its command line; in them, {logs} is the folder of generated logs, {measured} a file with what
+    the scripts before it printed, {passes} and {fraction} are the run's.
+    """
+
+    module: str
+    peer: str | None = None
+    options: tuple[str, ...] = ()
+
+
+LOGS = ("--logs", "{logs}")
+PARTLY = (*LOGS, "--fraction", "{fraction}")
+BENCHMARKS: dict[str, tuple[Script, ...]] = {
+    "finetune": (
+        Script("benchmarks.peers.recbole_sasrec", "recbole", (*LOGS, "--passes", "{passes}")),
+        Script("benchmarks.peers.rectools_sasrec", "rectools", PARTLY),
+        Script("benchmarks.peers.replay_sasrec", "replay", PARTLY),
+        Script("benchmarks.finetune", None, (*LOGS, "--measured", "{measured}")),
+    ),
+    "encode": (Script("benchmarks.encode"),),
+    "kuaicomt": (Script("benchmarks.kuaicomt"),),
+}
+
+
+def main() -> None:
+    """Run what was asked for; results of other benchmarks stay as they are."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument(
+        "--peers", type=Path, default=ROOT / "build" / "peers", help="folder of the peers' environments"
+    )
+    parser.add_argument("--no-peers", action="store_true", help="run our side alone; its rows have no ratio")
+    parser.add_argument("--passes", type=int, default=1, help="passes of RecBole (10: all quality goals)")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="share of a pass that RecTools and RePlay are timed on"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each script; the medians count")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    console = Console(stderr=True)
+    for name in chosen.only:
+        scripts = [script for script in BENCHMARKS[name] if not (chosen.no_peers and script.peer)]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            values = {"passes": chosen.passes, "fraction": chosen.fraction, "measured": folder / "measured.jsonl"}
+            if any("{logs}" in script.options for script in scripts):
+                values["logs"] = logs.write(logs.generate(seed=chosen.seed), folder / "logs")
+            measured: list[Measurement] = []
+            for repeat in range(chosen.repeats):
+                for script in scripts:
+                    console.print(f"{name}: {script.module} (run {repeat + 1} of {chosen.repeats})")
+                    options = [option.format(**values) for option in script.options]
+                    found = run(script, [*options, "--seed", str(chosen.seed)], chosen.peers)
+                    measured += found
+                    values["measured"].write_text("".join(json.dumps(asdict(one)) + "\n" for one in measured))
+        others = [row for row in read_rows() if row.benchmark != name]
+        rows = [*others, *rows_of(name, measured)]
+        RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_table(rows)
+    Console().print(table(read_rows()))
+
+
+def run(script: Script, options: Sequence[str], peers: Path) -> list[Measurement]:
+    """Run one script to its end and return what it measured; its progress goes to stderr."""
+    python = sys.executable
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if script.peer:
+        subprocess.run([ROOT / "benchmarks" / "peers" / "install.sh", script.peer, peers], check=True)
+        python = str(peers.resolve() / script.peer / "bin" / "python")
+        environment["PYTHONWARNINGS"] = "ignore"
+    command = [python, "-m", script.module, *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return read_measurements(done.stdout)
+
+
+def rows_of(benchmark: str, measured: Iterable[Measurement]) -> list[Row]:
+    """One row a pair of our number and a peer's of the same name; medians where a script ran more than once."""
+    by_name: dict[str, dict[str, list[Measurement]]] = {}
+    for one in measured:
+        by_name.setdefault(one.name, {}).setdefault(one.system, []).append(one)
+    machine = hardware()
+    rows = []
+    for systems in by_name.values():
+        ours = _median(systems.pop(OURS, []))
+        peers = [_median(runs) for runs in systems.values()] or [None]
+        rows += [_row(benchmark, ours, peer, machine) for peer in peers]
+    return rows
+
+
+def _median(runs: list[Measurement]) -> tuple[Measurement, int] | None:
+    if not runs:
+        return None
+    return replace(runs[-1], value=statistics.median(one.value for one in runs)), len(runs)
+
+
+def _row(
+    benchmark: str,
+    ours: tuple[Measurement, int] | None,
+    peer: tuple[Measurement, int] | None,
+    machine: dict[str, str | int | float],
+) -> Row:
+    present = [side for side in (ours, peer) if side]
+    shown, repeats = present[0]
+    notes = [f"{one.system}: {one.note}" for one, _ in present if one.note]
+    versions: dict[str, str] = {}
+    for one, _ in present:
+        versions |= {f"{one.system}: {name}": version for name, version in one.versions.items()}
+    return Row(
+        benchmark=benchmark,
+        name=shown.name,
+        value=ours[0].value if ours else None,
+        unit=shown.unit,
+        peer=peer[0].system if peer else None,
+        peer_value=peer[0].value if peer else None,
+        ratio=_ratio(ours[0], peer[0]) if ours and peer else None,
+        repeats=repeats,
+        note="; ".join(notes),
+        hardware=machine,
+        versions=versions,
+        seed=shown.seed,
+    )
+
+
+def _ratio(ours: Measurement, peer: Measurement) -> float | None:
+    """How many times better we are; None for what is no amount of time, memory or work."""
+    if ours.unit != peer.unit:
+        raise ValueError(
+            f"{ours.name}: {ours.unit!r} of {ours.system} and {peer.unit!r} of {peer.system} do not compare"
+        )
+    if ours.unit in LESS_IS_BETTER:
+        return peer.value / ours.value
+    return ours.value / peer.value if ours.unit.endswith("/s") else None
+
+
+def read_rows() -> list[Row]:
+    """The rows recorded so far."""
+    return [Row(**row) for row in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
+
+
+HEADINGS = ("", "reeltalk", "peer", "peer's", "ratio", "note")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as the tables show it."""
+
+    def amount(value: float | None) -> str:
+        return "" if value is None else f"{value:,.4g} {row.unit}".strip()
+
+    ratio = "" if row.ratio is None else f"{row.ratio:.1f}"
+    return row.name, amount(row.value), row.peer or "", amount(row.peer_value), ratio, row.note
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """The rows for a terminal."""
+    shown = Table(*HEADINGS)
+    for row in rows:
+        shown.add_row(*cells(row))
+    return shown
+
+
+def write_table(rows: Sequence[Row]) -> None:
+    """Rewrite the marked block of docs/performance.md; raises ValueError where a marker is missing."""
+    text = PERFORMANCE.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{PERFORMANCE} lacks the line {BEGIN} or {END}; put both where the table belongs")
+    machines = {", ".join(f"{key} {value}" for key, value in row.hardware.items()) for row in rows}
+    versions = {f"{name} {version}" for row in rows for name, version in row.versions.items()}
+    seeds = {str(row.seed) for row in rows if row.seed is not None}
+    lines = [
+        *(f"Machine: {machine}." for machine in sorted(machines)),
+        f"Seed {', '.join(sorted(seeds))}. A ratio is how many times less time or memory, or more work a second.",
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---|--:|---|--:|--:|---|",
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows),
+        "",
+        f"Versions: {', '.join(sorted(versions))}.",
+    ]
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    PERFORMANCE.write_text("\n".join([before + BEGIN, *lines, END]) + after)
+
+
+if __name__ == "__main__":
+    main()

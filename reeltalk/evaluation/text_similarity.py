@@ -1,0 +1,118 @@
+"""The floor that reads: candidates whose text is like what the user turned to before.
+
+Shapes: B targets, C candidates, N items, E text width, F entries of a bag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, normalize
+
+from reeltalk.data.as_of import EventsBefore
+from reeltalk.data.dataset import Dataset, Task
+from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
+from reeltalk.evaluation.ranker import Scores
+from reeltalk.text.lookup import TextLookup
+
+VALUES_AT_ONCE = 1 << 24  # float32 numbers of gathered candidate vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """Ids that a user has turned to, in time order."""
+
+    before: EventsBefore
+    ids: Ints
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame, *, ids: str, time: str, num_users: int) -> Bags:
+        users, times = (frame[name].to_numpy().astype(np.int64) for name in ("user_id", time))
+        before = EventsBefore(users, times, num_keys=num_users + 1)
+        return cls(before, frame[ids].to_numpy().astype(np.int64)[before.order])
+
+    def at(self, targets: pl.DataFrame) -> tuple[Ints, Ints]:
+        """The ids that each target's user turned to strictly before its time, flat, and the bags' offsets."""
+        users, times = (targets[name].to_numpy().astype(np.int64) for name in ("user_id", "time"))
+        starts, stops = self.before.starts[users], self.before.stops(users, times)
+        return self.ids[ranges(starts, stops)], offsets_of(stops - starts)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTextSimilarity:
+    """Cosine of an item's title and the mean title of the user's item history; 0 where either is empty."""
+
+    bags: Bags
+    titles_NE: Tensor  # unit vectors by item_id, zero where there is no text
+    task: Task = "item"
+    name: str = "text_similarity"
+
+    @classmethod
+    def of(cls, dataset: Dataset, texts: TextLookup) -> ItemTextSimilarity:
+        bags = Bags.of(dataset.item_events, ids="item_id", time="time", num_users=dataset.num_users)
+        return cls(bags, _unit(texts.titles()))
+
+    def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+        return _dots(self._profiles(targets), candidates, self.titles_NE, candidates.values.astype(np.int64))
+
+    def catalogue_scores(self, targets: pl.DataFrame) -> Tensor:
+        return self._profiles(targets) @ self.titles_NE[1:].T
+
+    def _profiles(self, targets: pl.DataFrame) -> Tensor:
+        return _unit(_sums(self.titles_NE, *self.bags.at(targets)))
+
+
+@dataclass(frozen=True, eq=False)
+class CommentTextSimilarity:
+    """Cosine of a comment and the user's profile.
+
+    The profile is half the watched item's title, half the mean of the user's comment history (its comments and the titles of
+    their items), each scaled to length one; of a user without comment history the title alone.
+    """
+
+    comments: Bags
+    items: Bags
+    titles_NE: Tensor
+    texts: TextLookup
+    task: Task = "comment"
+    name: str = "text_similarity"
+
+    @classmethod
+    def of(cls, dataset: Dataset, texts: TextLookup) -> CommentTextSimilarity:
+        records = dataset.comment_records.select("record_id", "user_id", "item_id", "start")
+        events = dataset.comment_events.join(records.select("record_id", "user_id"), on="record_id")
+        comments = Bags.of(events, ids="comment_id", time="time", num_users=dataset.num_users)
+        items = Bags.of(records, ids="item_id", time="start", num_users=dataset.num_users)
+        return cls(comments, items, _unit(texts.titles()), texts)
+
+    def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+        comments_F, offsets = self.comments.at(targets)
+        known, rows = np.unique(np.concatenate([candidates.values, comments_F]), return_inverse=True)
+        vectors_UE = _unit(self.texts.comments(known.astype(np.int64)))
+        candidate_rows, history_rows = np.split(rows, [len(candidates.values)])
+        history_BE = _sums(vectors_UE, history_rows, offsets) + _sums(self.titles_NE, *self.items.at(targets))
+        watched_BE = self.titles_NE[torch.from_numpy(targets["item_id"].to_numpy().astype(np.int64))]
+        return _dots(_unit(_unit(history_BE) + watched_BE), candidates, vectors_UE, candidate_rows)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Rows of length one in float32; zero rows stay zero."""
+    return normalize(vectors.float(), dim=1)
+
+
+def _sums(vectors_NE: Tensor, rows_F: Ints, offsets: Ints) -> Tensor:
+    bags, ends = torch.from_numpy(rows_F), torch.from_numpy(offsets)
+    return embedding_bag(bags, vectors_NE, ends, mode="sum", include_last_offset=True)
+
+
+def _dots(profiles_BE: Tensor, candidates: Ragged, vectors_NE: Tensor, rows_C: Ints) -> Scores:
+    """Each candidate's vector times its target's profile, gathered a part at a time."""
+    size = max(1, VALUES_AT_ONCE // max(1, vectors_NE.shape[1]))
+    owners, rows = torch.from_numpy(candidates.owners).split(size), torch.from_numpy(rows_C).split(size)
+    parts = [(profiles_BE[o] * vectors_NE[r]).sum(1) for o, r in zip(owners, rows, strict=True)]
+    scores: Scores = torch.cat(parts).numpy()
+    return scores

@@ -1,0 +1,183 @@
+"""Fine-tuning: it learns, it goes on exactly where it was, it keeps its promises to whoever loads the result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reeltalk.artifacts import PROGRESS, write_manifest
+from reeltalk.data.dataset import Dataset, Split, Task
+from reeltalk.data.ragged import Ragged
+from reeltalk.errors import ArtifactError, ConfigError, DataError
+from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
+from reeltalk.training.finetune import finetune
+from reeltalk.training.ranking import SystemRanker
+from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
+from reeltalk.training.settings import FinetuneSettings, finetune_settings
+from reeltalk.training.system import WEIGHTS, load_system
+
+SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16, "dropout": 0.1}
+TOPICS = ("cats", "football", "cooking", "trains")
+
+
+def write_text_table(dataset: Dataset, folder: Path) -> TextTable:
+    """Vectors that say the topic word of a text, and little else."""
+    texts = pl.concat([dataset.items["title"], dataset.comments["text"]]).unique(maintain_order=True)
+    texts = texts.filter(~is_empty(texts))
+    rng = np.random.default_rng(0)
+    topic = np.array([[topic in text for topic in TOPICS] for text in texts], np.float32)
+    vectors = np.concatenate([topic * 3, rng.standard_normal((len(texts), 4)) * 0.3], axis=1)
+    folder.mkdir()
+    np.save(folder / VECTORS, vectors.astype(np.float16))
+    np.save(folder / KEYS, text_keys(texts))
+    write_manifest(folder, kind=KIND, config={"encoder": "toy"}, parents={}, facts={"rows": len(texts)})
+    return TextTable.load(folder)
+
+
+@pytest.fixture(scope="module")
+def toy_text(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TextTable:
+    return write_text_table(toy_dataset, tmp_path_factory.mktemp("toy") / "text")
+
+
+def small_settings(task: Task, *, features: bool = False, epochs: int = 3, precision: str = "float32") -> FinetuneSettings:
+    train = {
+        "max_epochs": epochs,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "precision": precision,
+        "checkpoint_seconds": 0.2,
+        "patience": epochs,
+    }
+    return finetune_settings("lsvcr", task).model_validate(
+        {"model": SMALL, "data": {"candidate_features": features}, "train": train}
+    )
+
+
+@pytest.mark.parametrize(("task", "features"), [("item", False), ("comment", False), ("comment", True)])
+def test_a_model_folder_loads_to_the_same_scores(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, task: Task, features: bool
+) -> None:
+    system = finetune(toy_dataset, text=toy_text, settings=small_settings(task, features=features), out=tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "config.yaml",
+        "logs",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    loaded = load_system(tmp_path / "m")
+    targets = toy_dataset.candidates(task, Split.TEST)
+    chosen = "positive" if task == "item" else "positives"
+    lists = targets.select(pl.concat_list(chosen, "negatives"))[chosen]
+    candidates = Ragged.from_lists(lists)
+    scores = SystemRanker(loaded).candidate_scores(targets, candidates)
+    assert np.array_equal(scores, SystemRanker(system).candidate_scores(targets, candidates))
+    assert np.isfinite(scores).all()
+    assert len(scores) == len(candidates.values)
+
+
+def test_training_learns_the_taste_of_toy_users(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    system = finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=15), out=tmp_path / "m")
+    targets = toy_dataset.candidates("item", Split.TEST)
+    top = SystemRanker(system).catalogue_scores(targets).topk(10).indices.numpy()
+    topic = (toy_dataset.items["item_key"].str.slice(1).cast(pl.Int64) % len(TOPICS)).to_numpy()
+    user = toy_dataset.users["user_key"].str.slice(1).cast(pl.Int64).to_numpy()[targets["user_id"].to_numpy() - 1]
+    share = (topic[top] == (user % len(TOPICS))[:, None]).mean()
+    assert share > 0.6, "a quarter is chance; four of five toy events are on the user's topic"
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+) -> None:
+    settings = small_settings("comment", epochs=40)
+    finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "unbroken")
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[4]);"
+        "from test_training import *;"
+        "finetune(Dataset.load(sys.argv[1]), text=TextTable.load(sys.argv[2]),"
+        " settings=small_settings('comment', epochs=40), out=Path(sys.argv[3]))"
+    )
+    arguments = [str(toy_dataset.path), str(toy_text.path), str(tmp_path / "killed"), str(Path(__file__).parent)]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert checkpoint.exists()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ArtifactError, match="unfinished"):
+        load_system(tmp_path / "killed")
+    begun = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert begun > 0
+    finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "killed")
+    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("unbroken", "killed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_other_settings_do_not_go_on_with_a_begun_run(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+) -> None:
+    finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=1), out=tmp_path / "m")
+    with pytest.raises(ArtifactError, match="already exists"):
+        finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=1), out=tmp_path / "m")
+    (tmp_path / "m" / "manifest.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / "m" / PROGRESS).write_text('{"kind": "model", "config": {"train": {"seed": 9}}, "parents": {}}')
+    with pytest.raises(ArtifactError, match=r"train\.seed: 9 then, 0 now"):
+        finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=1), out=tmp_path / "m")
+
+
+def test_a_model_that_reads_text_asks_for_it(toy_dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--text"):
+        finetune(toy_dataset, text=None, settings=small_settings("item"), out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_requests_of_known_and_unseen_users(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    items = finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=10), out=tmp_path / "i")
+    by_hand = History(items=["v00", "v04", "v08", "v12"], comments=["c002"])
+    best = recommend_items(items, by_hand, k=5)
+    assert best.columns == ["item_key", "title", "score"]
+    assert best["score"].is_sorted(descending=True)
+    assert not set(best["item_key"]) & {"v00", "v04", "v08", "v12"}
+    assert len(recommend_items(items, History(), k=100)) == toy_dataset.num_items
+    # a user of the dataset, written out by hand, gets the same scores
+    vectors = user_vectors(items, ["u00", "u01"])
+    known = recommend_items(items, "u01", k=3, exclude_seen=False)
+    ids = toy_dataset.items.filter(pl.col("item_key").is_in(known["item_key"].to_list()))["item_id"].to_numpy()
+    expected = (items.item_vectors()[ids - 1] @ vectors[1]).sort(descending=True).values
+    np.testing.assert_allclose(known["score"].to_numpy(), expected.numpy(), rtol=1e-4)
+    with pytest.raises(DataError, match="nobody"):
+        recommend_items(items, "nobody")
+    with pytest.raises(DataError, match="comment task"):
+        recommend_comments(items, by_hand, item="v00")
+
+    comments = finetune(toy_dataset, text=toy_text, settings=small_settings("comment"), out=tmp_path / "c")
+    talk = recommend_comments(comments, by_hand, item="v04", k=3)
+    assert talk.columns == ["comment_key", "text", "score"]
+    assert len(talk) == 3
+    assert recommend_comments(comments, by_hand, item="v05").is_empty()
+
+
+def test_data_parallel_training_runs_and_agrees_on_the_data(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+) -> None:
+    from reeltalk.training.feed import shuffled
+    from reeltalk.training.system import System
+
+    windows = System.new(toy_dataset, text=toy_text, settings=small_settings("item")).training_windows()
+    whole = [chunk.user for chunk in shuffled(windows, batch_size=4, seed=1, epoch=2)]
+    parts = [[chunk.user for chunk in shuffled(windows, batch_size=2, seed=1, epoch=2, rank=r, num_ranks=2)] for r in (0, 1)]
+    assert len(parts[0]) == len(parts[1]) == len(whole)
+    for together, left, right in zip(whole[:-1], *(part[:-1] for part in parts), strict=True):
+        assert sorted(together) == sorted([*left, *right])
