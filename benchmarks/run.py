@@ -34,7 +34,7 @@ LESS_IS_BETTER = ("s", "ms", "MiB")
 class Script:
     """A module that prints measurements; `peer` names the environment it runs in, None is this one.
 
-    `options` are added to its command line; in them, {logs} is the folder of generated logs, {measured} a file with what
+    `options` are added to its command line. In them {logs} is the folder of generated logs, {measured} a file of what
     the scripts before it printed, {passes} and {fraction} are the run's.
     """
 

@@ -7,9 +7,7 @@ else is a bug and shows its traceback.
 from __future__ import annotations
 
 import errno
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -91,12 +89,3 @@ def as_task(name: object) -> Task:
     raise ConfigError(
         f"--task {name} is unknown; choices: comment, item" if name else "give --task item or --task comment"
     )
-
-
-def print_facts(out: Path, facts: Mapping[str, Any]) -> None:
-    """A folder's name, and figures worth a look."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(f"wrote {out}"))
-    for name, value in facts.items():
-        shown = value if isinstance(value, str) else json.dumps(value, default=str)
-        console.print(Text(f"  {name}: {shown}"))

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from reeltalk.cli.app import Config, DatasetFolder, Out, Overwrite, Set, TextFolder, app, as_task, print_facts
+from reeltalk.cli.app import Config, DatasetFolder, Out, Overwrite, Set, TextFolder, app, as_task
+from reeltalk.cli.printing import print_comparisons, print_facts, print_systems
+from reeltalk.errors import ConfigError
 
 
 @app.command()
@@ -80,3 +82,45 @@ def finetune(
     table = None if text is None else TextTable.load(text)
     run(Dataset.load(dataset), text=table, settings=settings, out=out)
     print_facts(out, read_manifest(out, "model").facts)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `reeltalk finetune` wrote.")],
+    out: Out,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", metavar="DIR", help="Where the model's dataset is, if it was moved.")
+    ] = None,
+    text: TextFolder = None,
+    split: Annotated[str, typer.Option("--split", metavar="test|valid", help="Which targets.")] = "test",
+    config: Config = None,
+    overrides: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure a model beside the floors of its task; write report.json, per-user values and an HTML page."""
+    from reeltalk.api import Dataset, EvaluationSettings, Split, TextTable, evaluate_model, load_settings
+
+    if split not in ("test", "valid"):
+        raise ConfigError(f"--split {split} is unknown; choices: test, valid")
+    report = evaluate_model(
+        model,
+        out=out,
+        dataset=None if dataset is None else Dataset.load(dataset),
+        text=None if text is None else TextTable.load(text),
+        split=Split[split.upper()],
+        settings=load_settings(EvaluationSettings, file=config, overrides=overrides or []),
+        overwrite=overwrite,
+    )
+    print_systems(report)
+    print_facts(out, {"page": str(out / "report.html")})
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="REPORT_A", help="Folder that `reeltalk evaluate` wrote.")],
+    run_b: Annotated[Path, typer.Argument(metavar="REPORT_B", help="Another one, of the same targets.")],
+) -> None:
+    """Paired tests between two reports: differences, their intervals and p-values."""
+    from reeltalk.evaluation.significance import compare as run
+
+    print_comparisons(run(run_a, run_b), str(run_a), str(run_b))

@@ -1,9 +1,8 @@
-"""How systems are measured: the same targets, candidates and tie breaks for all, from the saved sets and over all items."""
+"""How systems are measured: the same targets, candidates, tie breaks and bootstrap draws for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,20 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rich.console import Console
 from rich.progress import Progress
 
-from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset, Split, Task
-from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
 from reeltalk.errors import ConfigError, DataError
-from reeltalk.evaluation.metrics import Values, coverage, target_metrics
-from reeltalk.evaluation.ranker import CatalogueRanker, Ranker, Scores
-from reeltalk.evaluation.ranks import candidate_ranks, catalogue_ranks
+from reeltalk.evaluation.measure import Catalogue, Measured, SavedCandidates
+from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import Segments, segments
-from reeltalk.evaluation.summary import summarise
+from reeltalk.evaluation.summary import Table, per_user_values, system_results
 
-TARGETS_AT_ONCE = 1024  # for the saved candidates
-BLOCK_BYTES = 64 << 20  # of a block of catalogue scores
 LONGEST_TOP = 1000
+
+_Measured = dict[str, dict[str, Measured]]  # system -> protocol
 
 
 class EvaluationSettings(BaseModel):
@@ -46,18 +42,20 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="of tie breaks, bootstrap and max_targets")
     max_targets: int = Field(default=0, ge=0, description="targets drawn at random; 0: all")
     user_long_tail: int | None = Field(
-        default=None, ge=0, description="most training events of a long-tail user; default: what 80 % of users do not exceed"
+        default=None, ge=0, description="most training events of a long-tail user; default: what 80 % of users stay within"
     )
     item_long_tail: int | None = Field(
-        default=None, ge=0, description="most training events of a long-tail item; default: what 80 % of items do not exceed"
+        default=None, ge=0, description="most training events of a long-tail item; default: what 80 % of items stay within"
     )
-    history_bins: tuple[int, ...] = Field(default=(1, 5, 10, 20, 50), min_length=1, description="lower bounds")
+    history_bins: tuple[int, ...] = Field(
+        default=(1, 5, 10, 20, 50), min_length=1, description="where bins of history lengths begin, beside 0"
+    )
 
     @field_validator("ks", "history_bins")
     @classmethod
-    def _rising(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+    def _must_rise(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if values[0] < 1 or values[-1] > LONGEST_TOP or any(a >= b for a, b in zip(values, values[1:], strict=False)):
-            raise ValueError(f"must rise and lie in 1..{LONGEST_TOP}")
+            raise ValueError(f"must rise within 1..{LONGEST_TOP}")
         return values
 
 
@@ -70,24 +68,130 @@ def evaluate(
 ) -> dict[str, Report]:
     """Measure systems of one task beside each other; the report of each holds the figures of all.
 
-    Raises ConfigError where rankers are of different tasks, or full ranking is asked for comments or of a ranker that cannot;
-    DataError where the split has no target, or a score is not finite.
+    Raises ConfigError where rankers are of different tasks or full ranking is asked for comments, DataError where the split
+    has no target or a score is not finite.
     """
     settings = settings or EvaluationSettings()
-    task = _task(rankers)
-    is_full = _is_full(task, rankers, settings)
+    task, is_full = _task(rankers, settings)
     targets = _targets(dataset, task, split, settings)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        sampled = _Sampled.of(task, targets, settings)
-        full = _Full.of(dataset, targets, settings) if is_full else None
-        measured = {}
+    saved = SavedCandidates(task, targets, ks=settings.ks, seed=settings.seed)
+    catalogue = Catalogue(dataset, targets, exclude_seen=settings.exclude_seen, ks=settings.ks, seed=settings.seed)
+    measured: _Measured = {}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         for name, ranker in rankers.items():
-            runs = {"sampled": sampled.rank(ranker, progress)}
-            if full is not None and isinstance(ranker, CatalogueRanker):
-                runs["full"] = full.rank(ranker, progress)
-            measured[name] = {
-                protocol: Measured(target_metrics(ranks, ks=settings.ks), ranks, candidates, covered)
-                for protocol, (ranks, candidates, covered) in runs.items()
-            }
-        ...
-    return {}
+            row = bar.add_task(f"ranking by {name}", total=len(targets) * (1 + is_full))
+            measured[name] = {"sampled": saved.measure(ranker, lambda done, row=row: bar.advance(row, done))}
+            if is_full and isinstance(ranker, CatalogueRanker):
+                measured[name]["full"] = catalogue.measure(ranker, lambda done, row=row: bar.advance(row, done))
+        bar.add_task("drawing users for the intervals", total=None)
+        return _reports(dataset, targets, settings, task, split, measured)
+
+
+def _task(rankers: Mapping[str, Ranker], settings: EvaluationSettings) -> tuple[Task, bool]:
+    """The task that all rankers share, and whether the catalogue is ranked."""
+    tasks = {ranker.task for ranker in rankers.values()}
+    if len(tasks) != 1:
+        told = ", ".join(f"{name} ({ranker.task})" for name, ranker in rankers.items()) or "none"
+        raise ConfigError(f"rankers of one task can be measured beside each other; got {told}")
+    task = tasks.pop()
+    if settings.full_ranking and task == "comment":
+        raise ConfigError("full_ranking=true is for the item task; comments are ranked among those of the watched item")
+    return task, task == "item" and settings.full_ranking is not False
+
+
+def _targets(dataset: Dataset, task: Task, split: Split, settings: EvaluationSettings) -> pl.DataFrame:
+    targets = dataset.candidates(task, split)
+    if targets.is_empty():
+        raise DataError(
+            f"{dataset.path} has no {split.name.lower()} target of the {task} task; prepare it with a longer window, "
+            "or evaluate another split"
+        )
+    if 0 < settings.max_targets < len(targets):
+        rng = np.random.default_rng([settings.seed, 3])
+        return targets[np.sort(rng.choice(len(targets), settings.max_targets, replace=False))]
+    return targets
+
+
+def _reports(
+    dataset: Dataset, targets: pl.DataFrame, settings: EvaluationSettings, task: Task, split: Split, measured: _Measured
+) -> dict[str, Report]:
+    """Everything that is known once all targets are ranked, as one report a system."""
+    users = targets["user_id"].to_numpy()
+    samples, seed = settings.bootstrap_samples, settings.seed
+    parts = segments(
+        dataset,
+        task,
+        targets,
+        user_long_tail=settings.user_long_tail,
+        item_long_tail=settings.item_long_tail,
+        history_bins=settings.history_bins,
+    )
+    table = Table.of(measured, users, samples=samples, confidence=settings.confidence, seed=seed)
+    systems = system_results(measured, table, parts, samples=samples, seed=seed)
+    user_means = table.user_means()
+    known = ("source", "clock", "num_users", "num_items", "num_comments", "num_item_events", "num_comment_records")
+    return {
+        system: Report(
+            system=system,
+            protocol=_protocol(dataset, targets, settings, task, split, measured[system], parts),
+            metrics=systems[system].metrics,
+            user_means=user_means[system],
+            segments=systems[system].segments,
+            seeds={"evaluation": seed, "candidates": dataset.manifest.config.get("seed")},
+            systems=systems,
+            comparisons={other: table.compare(system, other) for other in systems if other != system},
+            dataset={
+                "digest": dataset.manifest.digest,
+                **{name: dataset.manifest.facts[name] for name in known if name in dataset.manifest.facts},
+            },
+            per_user=per_user_values(measured[system], targets, parts, dataset.users),
+        )
+        for system in systems
+    }
+
+
+def _protocol(
+    dataset: Dataset,
+    targets: pl.DataFrame,
+    settings: EvaluationSettings,
+    task: Task,
+    split: Split,
+    measured: Mapping[str, Measured],
+    parts: Segments,
+) -> dict[str, Any]:
+    """How the figures came about, in figures and in words."""
+    facts, config = dataset.manifest.facts, dataset.manifest.config
+    comments = "the positives and other comments of the watched item, not the user's own, that existed at the target's time"
+    drawn = {"uniform": "items that existed", "active": f"items active in the {config.get('active_days')} days before"}
+    saved = {
+        "item": f"the positive and items drawn once among {drawn.get(config.get('item_negatives', ''), 'items that existed')}, "
+        "none of which the user had turned to",
+        "comment": comments,
+    }
+    whole = "all items that existed at the target's time"
+    words = {
+        "sampled": f"the dataset's saved candidates: {saved[task]}",
+        "full": f"{whole}, without those the user had turned to before (the positive stays)" if settings.exclude_seen else whole,
+    }
+    days = {name: _date(facts.get(name)) for name in ("valid_from", "test_from")}
+    return {
+        "task": task,
+        "split": split.name.lower(),
+        "dataset_split": facts.get("split"),
+        **{name: day for name, day in days.items() if day is not None},
+        "targets": len(targets),
+        "users": targets["user_id"].n_unique(),
+        "settings": settings.model_dump(mode="json"),
+        "candidates": {
+            name: {"are": words[name], "mean": float(found.candidates.mean()), "most": int(found.candidates.max())}
+            for name, found in measured.items()
+        },
+        "mean": "over targets, never over means; user_means are means over users of each user's mean",
+        "ties": "equal scores are ordered at random, the same draw for every system",
+        "intervals": f"{settings.confidence:.0%} percentile bootstrap over users, {settings.bootstrap_samples} draws",
+        "segments": {"user_long_tail": parts.user_long_tail, "item_long_tail": parts.item_long_tail},
+    }
+
+
+def _date(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -5,8 +5,8 @@ versions. ``metrics`` is ``{"sampled": {"recall@10": {"mean", "low", "high"}, ..
 ``metrics`` and ``segments``, the reported system among them. ``comparisons`` holds the reported system against each other.
 
 ``per_user.parquet`` has one row a (user, target): user_id, user_key, target, time, split, for each protocol the rank of the
-first positive and the number of candidates (``sampled.rank``, ``sampled.candidates``), every metric (``sampled.recall@10``), and for each
-partition a list of the segments that the target belongs to (``segments.users``).
+first positive and the number of candidates (``sampled.rank``, ``sampled.candidates``) and every metric (``sampled.recall@10``),
+and for each segment whether the target belongs to it (``segments.users.cold-start``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""What the commands do, as calls: everything that a program needs is importable from here.
+
+>>> from reeltalk.api import PrepareSettings, load_settings
+>>> load_settings(PrepareSettings, overrides=["split=leave_one_out"]).split
+'leave_one_out'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from reeltalk.artifacts import read_manifest, refuse_existing
+from reeltalk.config import load_settings, save_settings
+from reeltalk.data.dataset import Dataset, Split
+from reeltalk.data.prepare import PrepareSettings, prepare
+from reeltalk.errors import ReeltalkError
+from reeltalk.evaluation.floors import floors
+from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
+from reeltalk.evaluation.report import Report, write_report
+from reeltalk.evaluation.significance import Comparison, compare
+from reeltalk.text.encode import EncodeSettings, encode
+from reeltalk.text.lookup import TextLookup
+from reeltalk.text.table import TextTable
+from reeltalk.training.finetune import finetune
+from reeltalk.training.ranking import SystemRanker
+from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
+from reeltalk.training.settings import FinetuneSettings, finetune_settings
+from reeltalk.training.system import System, load_system
+
+__all__ = [
+    "CatalogueRanker",
+    "Comparison",
+    "Dataset",
+    "EncodeSettings",
+    "EvaluationSettings",
+    "FinetuneSettings",
+    "History",
+    "PrepareSettings",
+    "Ranker",
+    "ReeltalkError",
+    "Report",
+    "Split",
+    "System",
+    "SystemRanker",
+    "TextTable",
+    "compare",
+    "encode",
+    "evaluate",
+    "evaluate_model",
+    "finetune",
+    "finetune_settings",
+    "floors",
+    "load_settings",
+    "load_system",
+    "prepare",
+    "recommend_comments",
+    "recommend_items",
+    "save_settings",
+    "user_vectors",
+    "write_report",
+]
+
+
+def evaluate_model(
+    model: str | Path,
+    *,
+    out: str | Path,
+    dataset: Dataset | None = None,
+    text: TextTable | None = None,
+    split: Split = Split.TEST,
+    settings: EvaluationSettings | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Measure a model folder beside the floors of its task, and write the report folder `out`.
+
+    Dataset and text are those that the model was made from unless given; beside a model that reads none, `text` is for
+    the floor that does. Raises ArtifactError where folders do not belong together or `out` holds something else.
+    """
+    refuse_existing(Path(out), overwrite=overwrite)
+    system = load_system(model, dataset=dataset, text=text)
+    texts = system.feed.text
+    if texts.table is None and text is not None:
+        texts = TextLookup.of(system.dataset, text)
+    ranker = SystemRanker(system)
+    rankers = {
+        ranker.name: ranker,
+        **floors(system.dataset, ranker.task, texts=texts if texts.table is not None else None),
+    }
+    report = evaluate(system.dataset, rankers, split=split, settings=settings)[ranker.name]
+    manifest = read_manifest(Path(model), "model")
+    write_report(report, Path(out), model=manifest, training_log=_training_log(Path(model)), overwrite=overwrite)
+    return report
+
+
+def _training_log(model: Path) -> pl.DataFrame | None:
+    """The newest CSV log of a model folder; None where it was logged another way."""
+    logs = sorted((model / "logs").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    return pl.read_csv(logs[-1], infer_schema_length=None) if logs else None

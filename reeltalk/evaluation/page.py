@@ -1,0 +1,232 @@
+"""report.json as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from reeltalk.evaluation.floors import ORACLE
+from reeltalk.evaluation.plots import Bar, bars, grouped_bars, lines, training_curves
+
+TEMPLATE = "report.html"
+PROTOCOL_TITLES = {"sampled": "Saved candidates", "full": "Full ranking"}
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of the table."""
+
+    text: str
+    interval: str
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system's line in the table."""
+
+    system: str
+    kind: str  # reported, ceiling or other
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the reported system gains over the best other one in a metric."""
+
+    text: str
+    over: str
+    p_value: str
+    is_up: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """One protocol: its table and its plots."""
+
+    title: str
+    candidates: str
+    columns: list[str]
+    rows: list[Row]
+    gains: list[Gain | None]
+    plots: list[Markup]
+
+
+def render(document: Document, *, training_log: pl.DataFrame | None = None) -> str:
+    """The page of a report's document (`Report.document`, or report.json read back)."""
+    curve = None if training_log is None else training_curves(training_log)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(
+        report=document,
+        sections=[_section(document, protocol) for protocol in document["metrics"]],
+        segments=list(_segment_tables(document)),
+        curve=None if curve is None else Markup(curve),
+        folds=[
+            (title, json.dumps(content, indent=2, ensure_ascii=False, default=str))
+            for title, content in (
+                ("Settings of the evaluation", document["protocol"]["settings"]),
+                ("Config of the model", (document["model"] or {}).get("config")),
+                ("Dataset", document["dataset"]),
+                ("Versions", document["versions"]),
+                ("Seeds", document["seeds"]),
+            )
+            if content
+        ],
+    )
+
+
+def headline_metric(document: Document, protocol: str) -> str:
+    """The metric that systems are ordered by: NDCG at the cut-off nearest to 10."""
+    ks = document["protocol"]["settings"]["ks"]
+    return f"ndcg@{min(ks, key=lambda k: abs(k - 10))}"
+
+
+def best_other(document: Document, protocol: str, metric: str) -> str | None:
+    """The best of the systems that the reported one was compared with, the oracle aside."""
+    others = [
+        other
+        for other, found in document["comparisons"].items()
+        if other != ORACLE and metric in found.get(protocol, {})
+    ]
+    return max(others, key=lambda other: float(document["systems"][other]["metrics"][protocol][metric]["mean"]), default=None)
+
+
+def _section(document: Document, protocol: str) -> Section:
+    systems = {name: found["metrics"][protocol] for name, found in document["systems"].items() if protocol in found["metrics"]}
+    headline = headline_metric(document, protocol)
+    order = sorted(systems, key=lambda name: -systems[name][headline]["mean"])
+    columns = _columns(document, systems)
+    best = {
+        column: max((found[column]["mean"] for name, found in systems.items() if name != ORACLE), default=None)
+        for column in columns
+    }
+    rows = [
+        Row(name, _kind(document, name), [_cell(systems[name][column], best[column]) for column in columns]) for name in order
+    ]
+    found = document["protocol"]["candidates"][protocol]
+    return Section(
+        title=PROTOCOL_TITLES[protocol],
+        candidates=f"{found['are']}; {found['mean']:,.0f} candidates a target on average",
+        columns=columns,
+        rows=rows,
+        gains=[_gain(document, protocol, column) for column in columns],
+        plots=[Markup(plot) for plot in _plots(document, protocol, systems, order)],
+    )
+
+
+def _columns(document: Document, systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Metrics of the table; hit is left out where one positive makes it equal recall."""
+    names = list(systems[document["system"]])
+    is_same = all(
+        found[name]["mean"] == found[name.replace("hit", "recall")]["mean"]
+        for found in systems.values()
+        for name in names
+        if name.startswith("hit@")
+    )
+    return [name for name in names if not (is_same and name.startswith("hit@"))]
+
+
+def _cell(found: Mapping[str, Any], best: float | None) -> Cell:
+    has_interval = found["low"] is not None
+    interval = f"{found['low']:.4f} – {found['high']:.4f}" if has_interval else ""  # noqa: RUF001
+    return Cell(f"{found['mean']:.4f}", interval, found["mean"] == best)
+
+
+def _kind(document: Document, system: str) -> str:
+    if system == document["system"]:
+        return "reported"
+    return "ceiling" if system == ORACLE else "other"
+
+
+def _gain(document: Document, protocol: str, metric: str) -> Gain | None:
+    other = best_other(document, protocol, metric)
+    if other is None:
+        return None
+    found = document["comparisons"][other][protocol][metric]
+    text = f"{found['difference']:+.4f}" if found["gain"] is None else f"{found['gain']:+.1%}"
+    return Gain(text, other, _p_value(found["p_ttest"]), found["difference"] > 0)
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _plots(document: Document, protocol: str, systems: Mapping[str, Any], order: list[str]) -> Iterator[str]:
+    title, ks = PROTOCOL_TITLES[protocol], document["protocol"]["settings"]["ks"]
+    headline = headline_metric(document, protocol)
+    yield bars(
+        f"{_shown(headline)}, {title.lower()}",
+        [Bar(name, **systems[name][headline], stands_out=name == document["system"]) for name in order],
+    )
+    if len(ks) > 1:
+        for metric in ("recall", "ndcg"):
+            yield lines(
+                f"{_shown(metric)} by K, {title.lower()}",
+                ks,
+                [(n, [systems[n][f"{metric}@{k}"]["mean"] for k in ks], n == document["system"]) for n in order],
+            )
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """One way of parting the targets."""
+
+    title: str
+    metric: str
+    systems: list[str]
+    rows: list[tuple[str, int, int, list[str]]]  # segment, targets, users, a figure a system
+    plot: Markup
+
+
+def _segment_tables(document: Document) -> Iterator[SegmentTable]:
+    """The reported system beside the best other one and the oracle, under the last protocol (full where there is one)."""
+    protocol = list(document["metrics"])[-1]
+    metric = headline_metric(document, protocol)
+    other = best_other(document, protocol, metric)
+    systems = [document["system"], *([other] if other else [])]
+    for partition, segments in document["segments"].items():
+        figures = {
+            name: {
+                segment: document["systems"][name]["segments"][partition][segment]["metrics"].get(protocol, {}).get(metric)
+                for segment in segments
+            }
+            for name in systems
+        }
+        rows = [
+            (segment, of["targets"], of["users"], [_told(figures[name][segment]) for name in systems])
+            for segment, of in segments.items()
+        ]
+        filled = [segment for segment, of in segments.items() if of["targets"]]
+        plot = grouped_bars(
+            f"{_shown(metric)} by {partition}",
+            filled,
+            [(name, [_bar(name, figures[name][s]) for s in filled], name == document["system"]) for name in systems],
+        )
+        title = {"users": "Users", "items": "Items", "history": "History length"}.get(partition, partition)
+        yield SegmentTable(title, f"{_shown(metric)}, {PROTOCOL_TITLES[protocol].lower()}", systems, rows, Markup(plot))
+
+
+def _bar(name: str, found: Mapping[str, Any] | None) -> Bar | None:
+    return None if found is None else Bar(name, **found)
+
+
+def _told(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else f"{found['mean']:.4f}"
+
+
+def _shown(metric: str) -> str:
+    """recall@10 as people write it."""
+    name, at, k = metric.partition("@")
+    return {"ndcg": "NDCG", "mrr": "MRR"}.get(name, name.capitalize()) + at + k
