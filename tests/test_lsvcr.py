@@ -19,7 +19,7 @@ from reeltalk.data.batch import Batch
 from reeltalk.data.dataset import Task
 from reeltalk.data.histories import target_windows, training_windows
 from reeltalk.losses import id_text_regularisation
-from reeltalk.models.lsvcr import LSVCR
+from reeltalk.models.lsvcr import LSVCR, Texts
 from reeltalk.models.sasrec import SASRec
 from reeltalk.objectives import comment_objective, item_objective
 
@@ -227,17 +227,17 @@ def test_preferences(
 
 def test_eq_1_2_text_features(log: Log, model: LSVCR) -> None:
     slow = Slow(model, log)
-    title_ND, comment_UD = model._titles(), model._text(torch.from_numpy(log.comments))
+    texts = Texts(model._text(model.title_vectors_NE), None, model._text(torch.from_numpy(log.comments)))
     entries = [(4, [2]), (5, []), (3, [1]), (7, [3, 1, 4]), (9, [5, 6])]
     comments = torch.zeros(len(entries), 3, dtype=torch.int64)
     for row, (_, chosen) in enumerate(entries):
         comments[row, : len(chosen)] = torch.tensor(chosen)
     item_M = torch.tensor([item for item, _ in entries])
     expected = np.stack([slow.z(item, chosen) for item, chosen in entries])
-    fast_MD = model._entry_text(title_ND[item_M], comments, comment_UD)
-    np.testing.assert_allclose(fast_MD.detach().numpy(), expected, atol=1e-12)
-    hot_MD = model._entry_text(title_ND[item_M[:3]], comments[:3, :1], comment_UD)
-    np.testing.assert_allclose(hot_MD.detach().numpy(), expected[:3], atol=1e-12)
+    for rows, width in ((5, 3), (3, 1)):
+        mean_MD = texts.comments(comments[:rows, :width])
+        z_MD = model.merge_text(torch.cat([texts.titles(item_M[:rows]), mean_MD], dim=1))
+        np.testing.assert_allclose(z_MD.detach().numpy(), expected[:rows], atol=1e-12)
 
 
 def test_eq_3_the_whole_position_table_in_order(log: Log, model: LSVCR) -> None:
@@ -294,7 +294,7 @@ def test_eq_16_regularisation(log: Log, model: LSVCR) -> None:
     slow = Slow(model, log)
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)
     _, batch = packed_batch(log, windows, "item")
-    extra = model.regularisation(batch)
+    extra = model.item_step(batch, regularise=True).regularisation
     assert extra is not None
     assert model.settings.num_regularisation_negatives > max(len(pairs(batch, which)) for which in (0, 1))
     expected = 0.0
@@ -325,8 +325,8 @@ def test_eq_16_with_few_negatives_averages_to_a_uniform_draw(log: Log) -> None:
     _, batch = packed_batch(log, training_windows(log.histories, "item", length=LENGTH, has_start=True), "item")
     torch.manual_seed(0)
     with torch.no_grad():
-        values = torch.stack([total for total, _ in (model.regularisation(batch) for _ in range(5)) if total is not None])
-    assert len(values.unique()) == 5
+        steps = [model.item_step(batch, regularise=True) for _ in range(5)]
+    assert len({step.regularisation[0].item() for step in steps if step.regularisation}) == 5
     id_MD, text_MD = torch.randn(6, 3), torch.randn(6, 3)
     item_M = torch.tensor([1, 2, 3, 4, 5, 6])
     one = id_text_regularisation(id_MD, text_MD, item_M, torch.tensor([2]), temperature=0.5)
@@ -389,7 +389,7 @@ def test_without_item_ids_text_alone_speaks(log: Log) -> None:
     vectors_ND = model.item_vectors().detach().numpy()
     np.testing.assert_allclose(vectors_ND[5], unit(slow.title(5)), atol=1e-12)
     _, batch = packed_batch(log, training_windows(log.histories, "item", length=LENGTH, has_start=True), "item")
-    assert model.regularisation(batch) is None
+    assert model.item_step(batch, regularise=True).regularisation is None
 
 
 @pytest.mark.parametrize(("text_map", "width"), [("mlp", 10), ("linear", 10), ("none", 12)])

@@ -13,7 +13,7 @@ import pytest
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.data.raw import DAY, ORDER_START
-from reeltalk.data.sources import SOURCES, read_source
+from reeltalk.data.sources import SOURCES, read_source, source_settings
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 
 START = 1_600_000_000  # seconds
@@ -71,7 +71,7 @@ def test_tables_take_whole_number_keys_and_dates(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     pl.DataFrame({"item_key": [7, 8], "title": ["x", "y"]}).write_parquet(raw / "items.parquet")
-    times = pl.Series([START, START + 60]).cast(pl.Int64).mul(1_000_000).cast(pl.Datetime("us"))
+    times = (pl.Series([START, START + 60]) * 1_000_000).cast(pl.Datetime("us"))
     events = pl.DataFrame({"user_key": [1, 1], "item_key": [8, 7], "time": times, "behaviour": ["like", "like"]})
     events.write_parquet(raw / "item_events.parquet")
     dataset = prepared("tables", raw)
@@ -176,13 +176,13 @@ def test_broken_files_and_folders(tmp_path: Path) -> None:
 
 def test_settings_and_sources_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'threads'"):
-        read_source("thread", raw=tmp_path, settings={})
+        source_settings("thread", {})
     with pytest.raises(ConfigError, match=r"source.clok is unknown; did you mean 'clock'"):
-        read_source("tables", raw=tmp_path, settings={"clok": "order"})
+        source_settings("tables", {"clok": "order"})
     with pytest.raises(ConfigError, match="leave out --raw"):
-        read_source("simulator", raw=tmp_path, settings={})
+        read_source("simulator", raw=tmp_path, settings=source_settings("simulator", {}))
     with pytest.raises(DataError, match="needs --raw"):
-        read_source("tables", raw=None, settings={})
+        read_source("tables", raw=None, settings=source_settings("tables", {}))
     raw = write_tables(tmp_path / "raw")
     with pytest.raises(ConfigError, match="only orders events"):
         prepared("tables", raw, {"source": {"clock": "order"}, "split": "time"})

@@ -19,10 +19,12 @@ PIPE_WIDTH = 200
 
 
 def print_facts(out: Path, facts: Mapping[str, Any]) -> None:
-    """A folder's name, and figures worth a look."""
+    """A folder's name, and figures worth a look; of what was counted, only what occurred."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(f"wrote {out}"))
     for name, value in facts.items():
+        if isinstance(value, dict):
+            value = {key: count for key, count in value.items() if count}
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         console.print(Text(f"  {name}: {shown}"))
 

@@ -14,11 +14,11 @@ from reeltalk.errors import DataError, nearest
 
 LATEST = 4_102_444_800_000  # 2100-01-01
 EXAMPLES = 3
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_write_failure(error: BaseException) -> bool:
-    """Whether an error of Python or polars says that the disk is full or may not be written."""
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error of Python or polars says that a file could not grow."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return True
     told = re.search(r"os error (\d+)", str(error))
@@ -31,7 +31,7 @@ def reading(origin: object) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        if is_write_failure(error):
+        if is_full_disk(error):
             raise
         first_line = str(error).strip().split("\n")[0]
         raise DataError(

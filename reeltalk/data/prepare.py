@@ -17,13 +17,13 @@ from rich.progress import Progress
 
 from reeltalk.artifacts import new_folder, write_manifest
 from reeltalk.data.candidates import comment_candidates, comment_positives, item_candidates, pick_targets
-from reeltalk.data.checks import is_write_failure
+from reeltalk.data.checks import is_full_disk
 from reeltalk.data.dataset import TABLES, Dataset, Split
 from reeltalk.data.hot import hot_comment_at, hot_comments
 from reeltalk.data.ids import number_comment_events, number_users_and_items, write_comments, write_impressions
 from reeltalk.data.raw import DAY, Clock
 from reeltalk.data.records import comment_records
-from reeltalk.data.sources import read_source
+from reeltalk.data.sources import read_source, source_settings
 from reeltalk.data.splits import Cuts, leave_one_out
 from reeltalk.data.staging import StagedLog, stage
 from reeltalk.errors import ArtifactError, ConfigError, DataError
@@ -75,9 +75,10 @@ def prepare(
     where the log breaks its schema, ArtifactError where `out` cannot be written; nothing half-written is left behind.
     """
     settings = settings or PrepareSettings()
+    of_source = source_settings(source, settings.source)
     with _write_errors(out), new_folder(out, overwrite=overwrite) as folder:
-        log = read_source(source, raw=raw, settings=settings.source)
-        settings = _resolved(settings, log.clock)
+        log = read_source(source, raw=raw, settings=of_source)
+        settings = _resolved(settings, log.clock).model_copy(update={"source": of_source.model_dump(mode="json")})
         with _progress(source) as progress:
             staging = folder / ".staged"
             staging.mkdir()
@@ -124,7 +125,7 @@ def _write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        if not is_write_failure(error):
+        if isinstance(error, pl.exceptions.PolarsError) and not is_full_disk(error):
             raise
         raise ArtifactError(
             f"{out} cannot be written: {error}; free some space or choose another folder. Nothing was left behind"

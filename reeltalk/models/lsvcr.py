@@ -1,9 +1,9 @@
 """LSVCR's sequential model: what someone watches and what they say under it, read together.
 
 Paper: Zheng et al., A Large Language Model Enhanced Sequential Recommender for Joint Video and Comment Recommendation
-    (RecSys 2025), arXiv 2403.13574. Section 4.1: eq 1, 2 `_entries`; eq 3 `_positions`; eq 4 `item_encoder`,
-    `record_encoder`; eq 5, 6 `_fuse`; eq 7 `item_attention`; eq 8 `comment_attention`; section 4.4.1: ID embeddings joining
-    inputs and targets (eq 17, 19 `item_vectors`, `comment_vectors`), eq 16 `regularisation`.
+    (RecSys 2025), arXiv 2403.13574. Section 4.1: eq 1, 2 `_entries`; eq 3 `_placed`; eq 4 `_encoded`; eq 5, 7
+    `_item_preferences`; eq 6, 8 `_comment_preferences`; section 4.4.1: ID embeddings joining inputs and targets (eq 17, 19
+    `item_vectors`, `comment_vectors`), eq 16 `_regularisation`.
 Differs from the paper: one pass gives the preference after every event, so an entry looks at the other history as known
     before the next event, not before the request (the last entry: before the request, as in the paper). A learned start
     entry opens each history, so that a user with one empty history, or two, has a preference. The negatives of eq 16 are
@@ -15,6 +15,7 @@ Shapes: R rows, L positions, K comments of an entry, D width, E text width, N it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from reeltalk.data.batch import Batch, PackedHistory
 from reeltalk.losses import id_text_regularisation, unit
 from reeltalk.models.attention import Encoder, TransformerLayer, causal_mask, dropout, known_mask, masked_bias
-from reeltalk.models.recommender import Recommender, initialise
+from reeltalk.models.recommender import Recommender, Step, initialise
 
 MAX_REGULARISATION_PAIRS = 1024
 
@@ -87,8 +88,7 @@ class LSVCR(Recommender):
 
     def item_vectors(self) -> Tensor:
         """Eq 17: ID embedding plus title embedding, as a unit vector."""
-        title_ND = self._titles()
-        return unit(title_ND + self.item_embedding.weight if self.settings.use_item_ids else title_ND)
+        return self._item_vectors(self._text(self.title_vectors_NE))
 
     def comment_vectors(self, text_UE: Tensor) -> Tensor:
         """Eq 19: the comment's text embedding, as a unit vector."""
@@ -96,124 +96,182 @@ class LSVCR(Recommender):
 
     def item_preferences(self, batch: Batch) -> Tensor:
         """Eq 7 at every position, as a unit vector divided by the temperature."""
-        fused_RLD = self._fused_items(batch, self._titles())
-        weight_RLL = self._additive_weights(fused_RLD, batch.items)
-        return unit(torch.bmm(weight_RLL, fused_RLD)) / self.settings.temperature
+        return self._item_preferences(batch, self._entries(batch, self._texts(batch)))[0]
 
     def item_attention(self, batch: Batch) -> Tensor:
         """Alpha of eq 7: how much each entry of the item history speaks in each preference. [R, L, L], rows sum to one."""
-        return self._additive_weights(self._fused_items(batch, self._titles()), batch.items)
+        return self._item_preferences(batch, self._entries(batch, self._texts(batch)))[1]
 
     def comment_preferences(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
         """Eq 8 for each target, as a unit vector divided by the temperature."""
-        title_ND = self._titles()
-        fused_RLD = self._fused_records(batch, title_ND)
-        weight_TL = self._query_weights(fused_RLD, batch.records, title_ND[item_T], position_T)
-        row_T = position_T // fused_RLD.shape[1]
-        mixed_TD = torch.bmm(weight_TL[:, None], fused_RLD[row_T])[:, 0]
-        return unit(mixed_TD) / self.settings.temperature
+        texts = self._texts(batch, item_T)
+        return self._comment_preferences(batch, self._entries(batch, texts), position_T, texts.titles(item_T))[0]
 
     def comment_attention(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
         """Beta of eq 8: how much each entry of the records speaks in each target's preference. [T, L], rows sum to one."""
-        title_ND = self._titles()
-        return self._query_weights(self._fused_records(batch, title_ND), batch.records, title_ND[item_T], position_T)
+        texts = self._texts(batch, item_T)
+        return self._comment_preferences(batch, self._entries(batch, texts), position_T, texts.titles(item_T))[1]
 
-    def regularisation(self, batch: Batch) -> tuple[Tensor, int] | None:
-        """Eq 16: ID and text embeddings of the same entry agree, on both histories."""
-        if not self.settings.use_item_ids:
-            return None
-        title_ND, comment_UD = self._titles(), self._text(batch.comment_text_UE)
-        total, count = title_ND.new_zeros(()), 0
-        for history in (batch.items, batch.records):
-            is_event = (history.item_RL > 0).flatten().nonzero()[:, 0]
-            is_event = is_event[torch.randperm(len(is_event), device=is_event.device)[:MAX_REGULARISATION_PAIRS]]
-            if len(is_event) < 2:
-                continue
-            item_M = history.item_RL.flatten()[is_event]
-            text_MD = self._entry_text(title_ND[item_M], history.comment_RLK.flatten(0, 1)[is_event], comment_UD)
-            negative_C = torch.randperm(len(item_M), device=item_M.device)[: self.settings.num_regularisation_negatives]
-            total = total + id_text_regularisation(
-                self.item_embedding(item_M), text_MD, item_M, negative_C, temperature=self.settings.temperature
-            )
-            count += len(item_M)
-        return total, count
+    def item_step(self, batch: Batch, *, regularise: bool) -> Step:
+        title_ND = self._text(self.title_vectors_NE)
+        entries = self._entries(batch, Texts(title_ND, None, self._text(batch.comment_text_UE)))
+        preference_RLD, _ = self._item_preferences(batch, entries)
+        return Step(preference_RLD, self._item_vectors(title_ND), self._regularisation(entries) if regularise else None)
 
-    def _titles(self) -> Tensor:
-        return self._text(self.title_vectors_NE)
+    def comment_step(self, batch: Batch, position_T: Tensor, item_T: Tensor, *, regularise: bool) -> Step:
+        texts = self._texts(batch, item_T)
+        entries = self._entries(batch, texts)
+        preference_TD, _ = self._comment_preferences(batch, entries, position_T, texts.titles(item_T))
+        return Step(preference_TD, unit(texts.comment_UD), self._regularisation(entries) if regularise else None)
 
     def _text(self, text_UE: Tensor) -> Tensor:
-        adapted: Tensor = self.text_adapter(self.text_map(text_UE.to(self.text_adapter.weight.dtype)))
-        return adapted
+        """LLM(x): text map and adapter. Two linear layers in a row are multiplied first: the same map at half the work."""
+        adapter = self.text_adapter.weight
+        device = text_UE.device.type
+        x_UE = text_UE.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else adapter.dtype)
+        if not len(self.text_map):
+            return F.linear(x_UE, adapter)
+        last = self.text_map[-1]
+        assert isinstance(last, nn.Linear)
+        return F.linear(self.text_map[:-1](x_UE), adapter @ last.weight, adapter @ last.bias)
 
-    def _entry_text(self, title_MD: Tensor, comment_MK: Tensor, comment_UD: Tensor) -> Tensor:
-        """Eq 1 and 2: title beside the mean of the entry's comments; row 0 of comment_UD stands for none."""
-        has_MK = (comment_MK > 0).to(comment_UD.dtype)
-        if comment_MK.shape[1] == 1:
-            mean_MD = F.embedding(comment_MK[:, 0], comment_UD)
-        else:
-            count_M1 = has_MK.sum(1, keepdim=True).clamp(min=1)
-            none_M1 = (has_MK.sum(1, keepdim=True) == 0).to(comment_UD.dtype)
-            share_MK = has_MK / count_M1
-            share_MK = torch.cat([share_MK[:, :1] + none_M1, share_MK[:, 1:]], dim=1)
-            mean_MD = (F.embedding(comment_MK, comment_UD) * share_MK[..., None]).sum(1)
-        merged: Tensor = self.merge_text(torch.cat([title_MD, mean_MD], dim=1))
-        return merged
+    def _texts(self, batch: Batch, *more_items: Tensor) -> Texts:
+        """The texts of what is in the batch, which are few beside all items."""
+        used_P = torch.cat([batch.items.item_RL.flatten(), batch.records.item_RL.flatten(), *more_items]).unique()
+        row_N = used_P.new_zeros(len(self.title_vectors_NE))
+        row_N[used_P] = torch.arange(len(used_P), device=used_P.device)
+        return Texts(self._text(self.title_vectors_NE[used_P]), row_N, self._text(batch.comment_text_UE))
 
-    def _entries(self, history: PackedHistory, which: int, title_ND: Tensor, comment_UD: Tensor) -> Tensor:
-        item_M = history.item_RL.flatten()
-        x_MD = self._entry_text(F.embedding(item_M, title_ND), history.comment_RLK.flatten(0, 1), comment_UD)
-        if self.settings.use_item_ids:
-            x_MD = x_MD + self.id_gate * self.item_embedding(item_M)
+    def _item_vectors(self, title_ND: Tensor) -> Tensor:
+        return unit(title_ND + self.item_embedding.weight if self.settings.use_item_ids else title_ND)
+
+    def _entries(self, batch: Batch, texts: Texts) -> Entries:
+        """Eq 1 and 2 for both histories; with ID embeddings and positions, what eq 4 reads."""
+        histories = (batch.items, batch.records)
+        item_M = torch.cat([history.item_RL.flatten() for history in histories])
+        comment_MD = torch.cat([texts.comments(history.comment_RLK.flatten(0, 1)) for history in histories])
+        z_MD = self.merge_text(torch.cat([texts.titles(item_M), comment_MD], dim=1))
+        id_MD = self.item_embedding(item_M) if self.settings.use_item_ids else None
+        x_MD = z_MD if id_MD is None else z_MD + self.id_gate * id_MD
+        items_MD, records_MD = x_MD.split([history.item_RL.numel() for history in histories])
+        items_RLD, records_RLD = self._placed(items_MD, batch.items, 0), self._placed(records_MD, batch.records, 1)
+        return Entries(items_RLD, records_RLD, item_M, id_MD, z_MD)
+
+    def _placed(self, x_MD: Tensor, history: PackedHistory, which: int) -> Tensor:
+        """Positions (eq 3; in fine-tuning the whole table in order) and start entries put in: [R, L, D]."""
         x_RLD = x_MD.view(*history.item_RL.shape, -1) + self.positions[which](history.position_RL.clamp(min=0))
         is_start = (history.position_RL < 0) & (history.segment_RL > 0)
         x_RLD = torch.where(is_start[..., None], self.starts[which].to(x_RLD.dtype), x_RLD)
         return dropout(self.input_norms[which](x_RLD), self.settings.dropout, training=self.training)
 
-    def _encoded(self, batch: Batch, title_ND: Tensor) -> tuple[Tensor, Tensor]:
-        comment_UD = self._text(batch.comment_text_UE)
-        items_RLD = self._entries(batch.items, 0, title_ND, comment_UD)
-        records_RLD = self._entries(batch.records, 1, title_ND, comment_UD)
+    def _encoded(self, batch: Batch, entries: Entries) -> tuple[Tensor, Tensor]:
+        dtype = entries.items_RLD.dtype
         return (
-            self.item_encoder(items_RLD, masked_bias(causal_mask(batch.items), items_RLD.dtype)),
-            self.record_encoder(records_RLD, masked_bias(causal_mask(batch.records), records_RLD.dtype)),
+            self.item_encoder(entries.items_RLD, masked_bias(causal_mask(batch.items), dtype)),
+            self.record_encoder(entries.records_RLD, masked_bias(causal_mask(batch.records), dtype)),
         )
 
-    def _fused_items(self, batch: Batch, title_ND: Tensor) -> Tensor:
-        items_RLD, records_RLD = self._encoded(batch, title_ND)
+    def _item_preferences(self, batch: Batch, entries: Entries) -> tuple[Tensor, Tensor]:
+        """Eq 4, 5, 7: preferences and alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
+        items_RLD, records_RLD = self._encoded(batch, entries)
         bias_RLM = masked_bias(known_mask(batch.records, batch.items), items_RLD.dtype)
         other_RLD = self.item_fusion(items_RLD, records_RLD, bias_RLM)
-        fused: Tensor = self.merge_items(torch.cat([items_RLD, other_RLD], dim=-1))
-        return fused
+        fused_RLD = self.merge_items(torch.cat([items_RLD, other_RLD], dim=-1))
+        score_RL = self.item_weight(fused_RLD)[..., 0]
+        alpha_RLL = (score_RL[:, None, :] + masked_bias(causal_mask(batch.items), score_RL.dtype)).softmax(dim=-1)
+        return unit(torch.bmm(alpha_RLL, fused_RLD)) / self.settings.temperature, alpha_RLL
 
-    def _fused_records(self, batch: Batch, title_ND: Tensor) -> Tensor:
-        items_RLD, records_RLD = self._encoded(batch, title_ND)
+    def _comment_preferences(
+        self, batch: Batch, entries: Entries, position_T: Tensor, title_TD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Eq 4, 6, 8: preferences and beta, with the queries of a row's targets side by side: [R, Q, D]."""
+        items_RLD, records_RLD = self._encoded(batch, entries)
         bias_RLM = masked_bias(known_mask(batch.items, batch.records), records_RLD.dtype)
         other_RLD = self.record_fusion(records_RLD, items_RLD, bias_RLM)
-        fused: Tensor = self.merge_records(torch.cat([records_RLD, other_RLD], dim=-1))
-        return fused
+        fused_RLD = self.merge_records(torch.cat([records_RLD, other_RLD], dim=-1))
+        rows, length, dim = fused_RLD.shape
+        slot_T, width = slots_by_row(position_T // length, rows)
+        query_TD = self.watched_query(title_TD) * dim**-0.5
+        query_RQD = query_TD.new_zeros(rows * width, dim).index_copy(0, slot_T, query_TD).view(rows, width, dim)
+        column_RQ1 = position_T.new_zeros(rows * width).index_copy(0, slot_T, position_T % length).view(rows, width, 1)
+        segment_RL = batch.records.segment_RL
+        is_past = torch.arange(length, device=position_T.device) <= column_RQ1
+        is_same = segment_RL[:, None] == segment_RL.gather(1, column_RQ1[..., 0])[..., None]
+        score_RQL = torch.bmm(query_RQD, self.record_key(fused_RLD).transpose(1, 2))
+        beta_RQL = (score_RQL + masked_bias(is_past & is_same, score_RQL.dtype)).softmax(dim=-1)
+        mixed_TD = torch.bmm(beta_RQL, fused_RLD).flatten(0, 1)[slot_T]
+        return unit(mixed_TD) / self.settings.temperature, beta_RQL.flatten(0, 1)[slot_T]
 
-    def _additive_weights(self, fused_RLD: Tensor, history: PackedHistory) -> Tensor:
-        """A softmax over each prefix; as a matrix of rows it needs no running sum and stays exact in half precision."""
-        score_RL = self.item_weight(fused_RLD)[..., 0]
-        bias_RLL = masked_bias(causal_mask(history), score_RL.dtype)
-        return (score_RL[:, None, :] + bias_RLL).softmax(dim=-1)
+    def _regularisation(self, entries: Entries) -> tuple[Tensor, int] | None:
+        """Eq 16: ID and text embeddings of the same entry agree, on both histories."""
+        if entries.id_MD is None:
+            return None
+        total, count = entries.z_MD.new_zeros(()), 0
+        num_items = entries.items_RLD.shape[0] * entries.items_RLD.shape[1]
+        for first, last in ((0, num_items), (num_items, len(entries.item_M))):
+            event_M = first + entries.item_M[first:last].nonzero()[:, 0]
+            event_M = event_M[torch.randperm(len(event_M), device=event_M.device)[:MAX_REGULARISATION_PAIRS]]
+            if len(event_M) < 2:
+                continue
+            negative_C = torch.arange(min(len(event_M), self.settings.num_regularisation_negatives), device=event_M.device)
+            total = total + id_text_regularisation(
+                entries.id_MD[event_M],
+                entries.z_MD[event_M],
+                entries.item_M[event_M],
+                negative_C,
+                temperature=self.settings.temperature,
+            )
+            count += len(event_M)
+        return total, count
 
-    def _query_weights(self, fused_RLD: Tensor, history: PackedHistory, title_TD: Tensor, position_T: Tensor) -> Tensor:
-        length, dim = fused_RLD.shape[1:]
-        row_T, column_T = position_T // length, position_T % length
-        key_TLD = self.record_key(fused_RLD)[row_T]
-        score_TL = torch.bmm(key_TLD, self.watched_query(title_TD)[..., None])[..., 0] * dim**-0.5
-        segment_TL = history.segment_RL[row_T]
-        is_same = segment_TL == segment_TL.gather(1, column_T[:, None])
-        is_past = torch.arange(length, device=position_T.device) <= column_T[:, None]
-        return (score_TL + masked_bias(is_same & is_past, score_TL.dtype)).softmax(dim=-1)
+
+@dataclass(frozen=True)
+class Texts:
+    """Text embeddings of a step, made once: titles, of all items or of those that row_N gives a row, and the batch's comments."""
+
+    title_PD: Tensor
+    row_N: Tensor | None
+    comment_UD: Tensor
+
+    def titles(self, item_M: Tensor) -> Tensor:
+        """[M, D]"""
+        return F.embedding(item_M if self.row_N is None else self.row_N[item_M], self.title_PD)
+
+    def comments(self, comment_MK: Tensor) -> Tensor:
+        """The mean over each entry's comments: [M, D]; where there are none, row 0, the embedding of an empty text."""
+        if comment_MK.shape[1] == 1:
+            return F.embedding(comment_MK[:, 0], self.comment_UD)
+        is_there_MK = comment_MK > 0
+        is_there_MK[:, 0] |= ~is_there_MK.any(dim=1)
+        share_MK = is_there_MK.to(self.comment_UD.dtype) / is_there_MK.sum(dim=1, keepdim=True)
+        return (F.embedding(comment_MK, self.comment_UD) * share_MK[..., None]).sum(dim=1)
 
 
-def text_map(settings: LSVCRSettings, width: int) -> nn.Module:
+@dataclass(frozen=True)
+class Entries:
+    """What both encoders read, and all entries of items, then of records, in a row: item ids, ID and text embeddings."""
+
+    items_RLD: Tensor
+    records_RLD: Tensor
+    item_M: Tensor
+    id_MD: Tensor | None
+    z_MD: Tensor
+
+
+def slots_by_row(row_T: Tensor, num_rows: int) -> tuple[Tensor, int]:
+    """Places for targets in a grid [num_rows, width], each in its own row: flat indices [T], and the width."""
+    count_R = row_T.bincount(minlength=num_rows)
+    width = int(count_R.max())
+    order_T = row_T.argsort(stable=True)
+    rank_T = torch.arange(len(row_T), device=row_T.device) - (count_R.cumsum(0) - count_R)[row_T[order_T]]
+    return torch.empty_like(row_T).index_copy_(0, order_T, row_T[order_T] * width + rank_T), width
+
+
+def text_map(settings: LSVCRSettings, width: int) -> nn.Sequential:
     """From raw text vectors to text_dim: the reference's two-layer GELU map, one linear layer, or nothing."""
     if settings.text_map == "none":
-        return nn.Identity()
+        return nn.Sequential()
     if settings.text_map == "linear":
-        return nn.Linear(width, settings.text_dim)
+        return nn.Sequential(nn.Linear(width, settings.text_dim))
     hidden = max(1, width // 4)
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, settings.text_dim))

@@ -9,10 +9,23 @@ Shapes: R rows, L positions, N items, T targets, U distinct comments, D width, E
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step reads of a model: preferences, the vectors they are held against, a loss of the model's own.
+
+    Shapes as those of the methods that give each alone. The loss is a (sum, count), or None where there is none.
+    """
+
+    preferences: Tensor
+    vectors: Tensor
+    regularisation: tuple[Tensor, int] | None = None
 
 
 class Recommender(nn.Module, ABC):
@@ -37,9 +50,13 @@ class Recommender(nn.Module, ABC):
         """The preference for talk under the watched items item_T, after the entries position_T of the records: [T, D]."""
         raise NotImplementedError
 
-    def regularisation(self, batch: Batch) -> tuple[Tensor, int] | None:
-        """A loss of the model's own as (sum, count), or None."""
-        return None
+    def item_step(self, batch: Batch, *, regularise: bool) -> Step:
+        """Item preferences and vectors at once; a model whose parts share work overrides it."""
+        return Step(self.item_preferences(batch), self.item_vectors())
+
+    def comment_step(self, batch: Batch, position_T: Tensor, item_T: Tensor, *, regularise: bool) -> Step:
+        """Comment preferences and the vectors of the batch's comments at once; overridden as `item_step` is."""
+        return Step(self.comment_preferences(batch, position_T, item_T), self.comment_vectors(batch.comment_text_UE))
 
 
 def initialise(module: nn.Module) -> None:

@@ -93,14 +93,10 @@ class FinetuneModule(L.LightningModule):
 
     def _terms(self, batch: Example) -> Terms:
         histories, targets = batch
-        recommender = self.system.recommender
+        recommender, regularise = self.system.recommender, self.settings.regularisation > 0
         if isinstance(targets, ItemTargets):
-            terms = item_objective(recommender, histories, targets)
-        else:
-            terms = comment_objective(recommender, self.system.features, histories, targets)
-        if self.settings.regularisation and (extra := recommender.regularisation(histories)) is not None:
-            terms["regularisation"] = extra
-        return terms
+            return item_objective(recommender, histories, targets, regularise=regularise)
+        return comment_objective(recommender, self.system.features, histories, targets, regularise=regularise)
 
     def _mean(self, total: Tensor, count: int) -> Tensor:
         """The sum over the mean count of all processes: averaged gradients are then those of one undivided batch."""

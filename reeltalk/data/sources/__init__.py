@@ -16,8 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from reeltalk.data.checks import reading
 from reeltalk.data.raw import RawLog
 from reeltalk.errors import ConfigError, DataError, all_problems, nearest
 
@@ -43,25 +44,11 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def read_source(name: str, *, raw: Path | None, settings: Mapping[str, Any]) -> RawLog:
-    """Read a log with the source of that name.
-
-    Raises ConfigError for an unknown source or setting, DataError where `raw` is missing or breaks the source's format.
-    """
+def source_settings(name: str, values: Mapping[str, Any]) -> BaseModel:
+    """The settings of a source, filled with its defaults; raises ConfigError for an unknown source or setting."""
     if name not in SOURCES:
         raise ConfigError(f"source {name!r} is unknown;{nearest(name, SOURCES)}")
-    source = SOURCES[name]
-    if source.needs_raw and raw is None:
-        raise DataError(f"source {name!r} needs --raw: {source.expects}")
-    if source.needs_raw and raw is not None and not raw.exists():
-        raise DataError(f"{raw} does not exist; source {name!r} needs {source.expects}")
-    if not source.needs_raw and raw is not None:
-        raise ConfigError(f"source {name!r} reads no raw log; leave out --raw {raw}")
-    module = import_module(source.module)
-    return module.read(raw, settings=_checked(module.Settings, settings))  # type: ignore[no-any-return]
-
-
-def _checked(model: Any, values: Mapping[str, Any]) -> Any:
+    model: type[BaseModel] = import_module(SOURCES[name].module).Settings
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -72,5 +59,22 @@ def _checked(model: Any, values: Mapping[str, Any]) -> Any:
                 problems.append(f"source.{field} is unknown;{nearest(field, model.model_fields)}")
             else:
                 problems.append(f"source.{field}={problem['input']!r}: {problem['msg']}")
-        all_problems(ConfigError, "the source's settings are wrong:", problems)
+        all_problems(ConfigError, f"settings of source {name!r} are wrong:", problems)
         raise
+
+
+def read_source(name: str, *, raw: Path | None, settings: BaseModel) -> RawLog:
+    """Read a log with the source of that name, whose settings `source_settings` made.
+
+    Raises DataError where `raw` is missing or breaks the source's format.
+    """
+    source = SOURCES[name]
+    if source.needs_raw and raw is None:
+        raise DataError(f"source {name!r} needs --raw: {source.expects}")
+    if source.needs_raw and raw is not None and not raw.exists():
+        raise DataError(f"{raw} does not exist; source {name!r} needs {source.expects}")
+    if not source.needs_raw and raw is not None:
+        raise ConfigError(f"source {name!r} reads no raw log; leave out --raw {raw}")
+    with reading(raw):
+        log: RawLog = import_module(source.module).read(raw, settings=settings)
+    return log

@@ -68,7 +68,7 @@ def _typed(name: str, path: Path) -> tuple[pl.LazyFrame, list[str]]:
     for column, dtype in RAW_TABLES[name].items():
         value = pl.col(column)
         if column not in schema:
-            if column in NULLABLE.get(name, set()) and column != "text":
+            if column in NULLABLE.get(name, set()) - {"title", "text"}:
                 casts.append(pl.lit(None, dtype=dtype).alias(column))
         elif is_csv and dtype == pl.Int64:
             is_wrong = value.is_not_null() & value.cast(pl.Int64, strict=False).is_null()

@@ -1,0 +1,529 @@
+"""The protocol, the floors, segments and significance, on the toy dataset and on hand-made frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+
+from reeltalk.data.dataset import Dataset, Split, Task
+from reeltalk.data.ragged import Ragged
+from reeltalk.errors import ConfigError, DataError
+from reeltalk.evaluation import measure
+from reeltalk.evaluation.floors import floors
+from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.ranker import CatalogueRanker, Ranker, Scores
+from reeltalk.evaluation.report import Report
+from reeltalk.evaluation.segments import segments
+from reeltalk.evaluation.significance import bootstrap_means, compare, paired_ttest
+from reeltalk.text.lookup import TextLookup
+from reeltalk.text.table import TextTable
+
+QUICK = EvaluationSettings(bootstrap_samples=50)
+TASKS: tuple[Task, ...] = ("item", "comment")
+
+
+@dataclass
+class FixedScores:
+    """Scores that depend on the candidate alone, or on whether it is the target's positive."""
+
+    task: Task
+    num: int
+    name: str = "fixed"
+    positive_bonus: float = 0.0
+    seed: int = 0
+
+    def table(self) -> Scores:
+        return np.random.default_rng(self.seed).standard_normal(self.num + 1).astype(np.float32)
+
+    def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+        scores = self.table()[candidates.values]
+        if self.positive_bonus:
+            wanted = [targets["positive"][int(o)] for o in candidates.owners]
+            scores += np.float32(self.positive_bonus) * (candidates.values == wanted)
+        return scores
+
+    def catalogue_scores(self, targets: pl.DataFrame) -> torch.Tensor:
+        scores = np.tile(self.table()[1:], (len(targets), 1))
+        scores[np.arange(len(targets)), targets["positive"].to_numpy() - 1] += np.float32(self.positive_bonus)
+        return torch.from_numpy(scores)
+
+
+def fixed(dataset: Dataset, task: Task = "item", **settings: float) -> FixedScores:
+    num = dataset.num_items if task == "item" else dataset.num_comments
+    return FixedScores(task, num, **settings)  # type: ignore[arg-type]
+
+
+def lookup(dataset: Dataset) -> TextLookup:
+    """Random text vectors; two titles and a comment are empty."""
+    rng = np.random.default_rng(5)
+    title_rows, comment_rows = np.arange(-1, dataset.num_items), np.arange(-1, dataset.num_comments) // 2
+    title_rows[[1, 9]] = comment_rows[4] = -1
+    vectors = rng.standard_normal((max(dataset.num_items, dataset.num_comments), 6)).astype(np.float16)
+    return TextLookup(cast(TextTable, SimpleNamespace(vectors=vectors)), title_rows, comment_rows)
+
+
+def all_floors(dataset: Dataset, task: Task) -> dict[str, Ranker]:
+    return floors(dataset, task, texts=lookup(dataset))
+
+
+def candidate_lists(dataset: Dataset, task: Task) -> tuple[pl.DataFrame, Ragged]:
+    targets = dataset.candidates(task, Split.TEST)
+    return targets, measure.SavedCandidates(task, targets, ks=(5,), seed=0).candidates
+
+
+def with_tables(dataset: Dataset, **tables: pl.DataFrame) -> Dataset:
+    """The dataset as if these tables were on disk."""
+    changed = Dataset(dataset.path, dataset.manifest)
+    changed.__dict__.update(tables)  # where cached properties keep what they read
+    return changed
+
+
+def means(report: Report, protocol: str) -> dict[str, float]:
+    return {name: found.mean for name, found in report.metrics[protocol].items()}
+
+
+# the protocol
+
+
+def test_a_ranker_that_knows_the_answer_reaches_one(toy_dataset: Dataset) -> None:
+    report = evaluate(toy_dataset, {"knows": fixed(toy_dataset, positive_bonus=100)}, settings=QUICK)["knows"]
+    for protocol in ("sampled", "full"):
+        reached = {name: mean for name, mean in means(report, protocol).items() if "coverage" not in name}
+        assert reached == dict.fromkeys(reached, 1.0)
+        assert report.per_user[f"{protocol}.rank"].to_list() == [1] * len(report.per_user)
+
+
+def test_saved_candidates_are_ranked_as_a_slow_loop_does(toy_dataset: Dataset) -> None:
+    for task in TASKS:
+        ranker = fixed(toy_dataset, task)
+        report = evaluate(toy_dataset, {"fixed": ranker}, settings=QUICK)["fixed"]
+        scores = ranker.table()
+        recalls, ndcgs, reciprocals = [], [], []
+        for row in toy_dataset.candidates(task, Split.TEST).iter_rows(named=True):
+            positives = [row["positive"]] if task == "item" else row["positives"]
+            ranked = sorted([*positives, *row["negatives"]], key=lambda candidate: -scores[candidate])
+            places = [1 + ranked.index(positive) for positive in positives]
+            recalls.append(sum(place <= 5 for place in places) / len(positives))
+            ideal = sum(1 / math.log2(i + 2) for i in range(min(5, len(positives))))
+            ndcgs.append(sum(1 / math.log2(place + 1) for place in places if place <= 5) / ideal)
+            reciprocals.append(1 / min(places))
+        assert report.per_user["sampled.recall@5"].to_list() == pytest.approx(recalls)
+        assert report.per_user["sampled.ndcg@5"].to_list() == pytest.approx(ndcgs)
+        assert means(report, "sampled")["mrr"] == pytest.approx(np.mean(reciprocals))
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_full_ranking_is_a_slow_loop_over_items_that_existed(toy_dataset: Dataset, exclude_seen: bool) -> None:
+    ranker = fixed(toy_dataset)
+    settings = EvaluationSettings(bootstrap_samples=0, exclude_seen=exclude_seen)
+    report = evaluate(toy_dataset, {"fixed": ranker}, settings=settings)["fixed"]
+    scores, created = ranker.table(), toy_dataset.items["created"].to_list()
+    events = toy_dataset.item_events.select("user_id", "item_id", "time").rows()
+    ranks, candidates, covered = [], [], set()
+    targets = toy_dataset.candidates("item", Split.TEST)
+    for row in targets.iter_rows(named=True):
+        seen = {item for user, item, time in events if user == row["user_id"] and time < row["time"]} if exclude_seen else set()
+        allowed = {i + 1 for i, at in enumerate(created) if at <= row["time"]} - seen | {row["positive"]}
+        ranked = sorted(allowed, key=lambda item: -scores[item])
+        ranks.append(1 + ranked.index(row["positive"]))
+        candidates.append(len(allowed))
+        covered |= set(ranked[:5])
+    assert report.per_user["full.rank"].to_list() == ranks
+    assert report.per_user["full.candidates"].to_list() == candidates
+    existing = sum(at <= targets["time"].max() for at in created)
+    assert means(report, "full")["coverage@5"] == pytest.approx(len(covered) / existing)
+
+
+def test_a_positive_that_was_seen_before_stays_a_candidate(toy_dataset: Dataset) -> None:
+    targets = toy_dataset.candidates("item", Split.TEST)
+    again = targets.select("user_id", pl.col("positive").alias("item_id"), pl.lit(0, pl.Int64).alias("time"))
+    events = pl.concat([toy_dataset.item_events.select("user_id", "item_id", "time"), again])
+    dataset = with_tables(toy_dataset, item_events=events.with_columns(pl.lit(0, pl.UInt8).alias("split")))
+    report = evaluate(dataset, {"knows": fixed(dataset, positive_bonus=100)}, settings=QUICK)["knows"]
+    assert means(report, "full")["mrr"] == 1
+
+
+def test_sizes_of_blocks_and_company_change_no_figure(toy_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    company: dict[str, Ranker] = {"other": fixed(toy_dataset, seed=9), "fixed": fixed(toy_dataset)}
+    usual = evaluate(toy_dataset, company, settings=QUICK)["fixed"]
+    monkeypatch.setattr(measure, "BLOCK_BYTES", 4 * toy_dataset.num_items * 3)
+    monkeypatch.setattr(measure, "TARGETS_AT_ONCE", 2)
+    alone = evaluate(toy_dataset, {"fixed": fixed(toy_dataset)}, settings=QUICK)["fixed"]
+    assert alone.per_user.equals(usual.per_user)
+    assert alone.metrics == usual.metrics
+    assert alone.segments == usual.segments
+
+
+def test_equal_scores_rank_at_chance_in_both_protocols(toy_dataset: Dataset) -> None:
+    class Constant(FixedScores):
+        def table(self) -> Scores:
+            return np.zeros(self.num + 1, dtype=np.float32)
+
+    totals = {"sampled": 0.0, "full": 0.0}
+    expected = {"sampled": 0.0, "full": 0.0}
+    for seed in range(30):
+        settings = EvaluationSettings(bootstrap_samples=0, seed=seed)
+        report = evaluate(toy_dataset, {"c": Constant("item", toy_dataset.num_items)}, settings=settings)["c"]
+        for protocol in totals:
+            totals[protocol] += means(report, protocol)["recall@5"]
+            expected[protocol] += (5 / report.per_user[f"{protocol}.candidates"]).mean()  # type: ignore[operator]
+    num_draws = 30 * len(report.per_user)
+    for protocol, total in totals.items():
+        assert total / 30 == pytest.approx(expected[protocol] / 30, abs=5 * 0.5 / math.sqrt(num_draws))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_names_ranker_and_target(toy_dataset: Dataset, value: float) -> None:
+    targets, candidates = candidate_lists(toy_dataset, "item")
+    target, item = targets.row(2, named=True), int(candidates.values[candidates.offsets[2] + 1])
+
+    class Broken(FixedScores):
+        def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
+            scores = super().candidate_scores(targets, candidates)
+            scores[candidates.offsets[2] + 1] = value
+            return scores
+
+    with pytest.raises(DataError, match=rf"broken scores {item} as .*target {target['target']} \(user_id {target['user_id']},"):
+        evaluate(toy_dataset, {"broken": Broken("item", toy_dataset.num_items, "broken")}, settings=QUICK)
+
+
+def test_nan_anywhere_in_the_catalogue_is_an_error(toy_dataset: Dataset) -> None:
+    targets = toy_dataset.candidates("item", Split.TEST)
+    target = targets.row(3, named=True)
+    for column in (target["positive"] - 1, target["positive"] % 5):
+
+        class Broken(FixedScores):
+            def catalogue_scores(self, targets: pl.DataFrame, column: int = column) -> torch.Tensor:
+                scores = super().catalogue_scores(targets)
+                scores[3, column] = torch.nan
+                return scores
+
+        settings = EvaluationSettings(bootstrap_samples=0, exclude_seen=False)
+        with pytest.raises(DataError, match=f"broken scores .* as nan for target {target['target']} "):
+            evaluate(toy_dataset, {"broken": Broken("item", toy_dataset.num_items, "broken")}, settings=settings)
+
+
+def test_what_cannot_be_measured_is_refused(toy_dataset: Dataset) -> None:
+    item, comment = fixed(toy_dataset), fixed(toy_dataset, "comment")
+    with pytest.raises(ConfigError, match=r"a \(item\), b \(comment\)"):
+        evaluate(toy_dataset, {"a": item, "b": comment})
+    with pytest.raises(ConfigError, match="none"):
+        evaluate(toy_dataset, {})
+    with pytest.raises(ConfigError, match="full_ranking"):
+        evaluate(toy_dataset, {"b": comment}, settings=EvaluationSettings(full_ranking=True))
+    with pytest.raises(DataError, match="no train target of the item task"):
+        evaluate(toy_dataset, {"a": item}, split=Split.TRAIN)
+    for wrong in ({"ks": (10, 5)}, {"ks": ()}, {"ks": (0,)}, {"confidence": 1.0}, {"kz": (5,)}):
+        with pytest.raises(ValidationError):
+            EvaluationSettings.model_validate(wrong)
+
+
+def test_drawn_targets_keep_their_order_and_values(toy_dataset: Dataset) -> None:
+    all_of_them = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"].per_user
+    drawn = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK.model_copy(update={"max_targets": 7}))["f"].per_user
+    assert len(drawn) == 7
+    assert drawn["target"].is_sorted()
+    assert all_of_them.join(drawn, on="target", how="semi").equals(drawn)
+
+
+# floors
+
+
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> Iterator[Task]:
+    yield request.param
+
+
+def test_floors_score_a_candidate_alike_wherever_it_stands(toy_dataset: Dataset, task: Task) -> None:
+    targets, candidates = candidate_lists(toy_dataset, task)
+    order = np.concatenate([np.arange(a, b)[::-1] for a, b in zip(candidates.offsets, candidates.offsets[1:], strict=False)])
+    turned = Ragged(values=candidates.values[order], offsets=candidates.offsets)
+    for name, ranker in all_floors(toy_dataset, task).items():
+        if name == "random":
+            continue
+        usual = ranker.candidate_scores(targets, candidates)
+        assert usual.dtype == np.float32
+        assert ranker.candidate_scores(targets, turned) == pytest.approx(usual[order], abs=1e-6), name
+        alone = ranker.candidate_scores(targets[3:4], candidates.rows(3, 4))
+        assert alone == pytest.approx(usual[candidates.offsets[3] : candidates.offsets[4]], abs=1e-6), name
+
+
+def test_catalogue_scores_are_candidate_scores(toy_dataset: Dataset) -> None:
+    half_unknown = toy_dataset.items.with_columns(
+        created=pl.when(pl.col("item_id") <= 30).then(0).otherwise(pl.col("created"))
+    )
+    targets = toy_dataset.candidates("item", Split.TEST)
+    everything = np.tile(np.arange(1, toy_dataset.num_items + 1, dtype=np.int32), len(targets))
+    candidates = Ragged(values=everything, offsets=np.arange(len(targets) + 1) * toy_dataset.num_items)
+    for dataset in (toy_dataset, with_tables(toy_dataset, items=half_unknown)):
+        for name, ranker in all_floors(dataset, "item").items():
+            assert isinstance(ranker, CatalogueRanker)
+            if name != "random":
+                flat = ranker.candidate_scores(targets, candidates)
+                assert ranker.catalogue_scores(targets).numpy().reshape(-1) == pytest.approx(flat, abs=1e-5), name
+
+
+def test_counting_floors_are_loops_over_the_past(toy_dataset: Dataset) -> None:
+    targets, candidates = candidate_lists(toy_dataset, "item")
+    times = targets["time"].to_numpy()[candidates.owners].tolist()
+    events = toy_dataset.item_events.select("item_id", "time").rows()
+    of_item = all_floors(toy_dataset, "item")
+    pairs = list(zip(candidates.values.tolist(), times, strict=True))
+    expected = [sum(i == item and at < now for i, at in events) for item, now in pairs]
+    assert of_item["popularity"].candidate_scores(targets, candidates).tolist() == expected
+
+    unknown = with_tables(toy_dataset, items=toy_dataset.items.with_columns(created=pl.lit(0, pl.Int64)))
+    last = [max((at for i, at in events if i == item and at < now), default=0) for item, now in pairs]
+    ranked = floors(unknown, "item")["most_recent"].candidate_scores(targets, candidates)
+    assert stats.rankdata(ranked).tolist() == stats.rankdata(last).tolist()
+    created = toy_dataset.items["created"].to_numpy()[candidates.values - 1]
+    ranked = of_item["most_recent"].candidate_scores(targets, candidates)
+    assert stats.rankdata(ranked).tolist() == stats.rankdata(created).tolist()
+
+    targets, candidates = candidate_lists(toy_dataset, "comment")
+    times = targets["time"].to_numpy()[candidates.owners].tolist()
+    events = toy_dataset.comment_events.select("comment_id", "time").rows()
+    pairs = list(zip(candidates.values.tolist(), times, strict=True))
+    expected = [sum(c == comment and at < now for c, at in events) for comment, now in pairs]
+    of_comment = all_floors(toy_dataset, "comment")
+    assert of_comment["hot_comments"].candidate_scores(targets, candidates).tolist() == expected
+    ages = toy_dataset.comments["created"].to_numpy()[candidates.values - 1]
+    newest = of_comment["most_recent"].candidate_scores(targets, candidates)
+    assert stats.rankdata(newest).tolist() == stats.rankdata(ages).tolist()
+    assert (of_comment["oldest_first"].candidate_scores(targets, candidates) == -newest).all()
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
+
+
+def test_text_similarity_is_a_loop_over_texts(toy_dataset: Dataset) -> None:
+    texts = lookup(toy_dataset)
+    title = [unit(v) for v in texts.titles().double().numpy()]
+    comment = [unit(v) for v in texts.comments(np.arange(toy_dataset.num_comments + 1)).double().numpy()]
+    targets, candidates = candidate_lists(toy_dataset, "item")
+    found = floors(toy_dataset, "item", texts=texts)["text_similarity"].candidate_scores(targets, candidates)
+    events = toy_dataset.item_events.select("user_id", "item_id", "time").rows()
+    profile = [
+        unit(sum((title[i] for u, i, at in events if u == user and at < now), np.zeros(6)))
+        for user, now in targets.select("user_id", "time").rows()
+    ]
+    expected = [profile[o] @ title[i] for o, i in zip(candidates.owners, candidates.values, strict=True)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+    targets, candidates = candidate_lists(toy_dataset, "comment")
+    found = floors(toy_dataset, "comment", texts=texts)["text_similarity"].candidate_scores(targets, candidates)
+    records = toy_dataset.comment_records.select("record_id", "user_id", "item_id", "start").rows()
+    user_of = {record: user for record, user, _, _ in records}
+    events = [(user_of[r], c, at) for r, c, at in toy_dataset.comment_events.select("record_id", "comment_id", "time").rows()]
+    profile = []
+    for user, item, now in targets.select("user_id", "item_id", "time").rows():
+        history = sum((comment[c] for u, c, at in events if u == user and at < now), np.zeros(6))
+        history = history + sum((title[i] for _, u, i, at in records if u == user and at < now), np.zeros(6))
+        profile.append(unit(unit(history) + title[item]))
+    expected = [profile[o] @ comment[c] for o, c in zip(candidates.owners, candidates.values, strict=True)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def with_another_future(dataset: Dataset, now: int) -> Dataset:
+    """Everything that happened at `now` or later happens to other items and comments, and most of it three times."""
+
+    def changed(events: pl.DataFrame, time: str, **ids: int) -> pl.DataFrame:
+        past, future = events.filter(pl.col(time) < now), events.filter(pl.col(time) >= now)
+        moved = future.with_columns((1 + (pl.col(name) * 7 + 3) % num).cast(pl.Int32).alias(name) for name, num in ids.items())
+        return pl.concat([past, moved, moved[1:], moved[2:]])
+
+    records = changed(dataset.comment_records, "start", item_id=dataset.num_items).unique("record_id", maintain_order=True)
+    later = pl.when(pl.col("created") >= now).then(pl.col("created") * 2 - now + 12345).otherwise(pl.col("created"))
+    return with_tables(
+        dataset,
+        item_events=changed(dataset.item_events, "time", item_id=dataset.num_items),
+        comment_events=changed(dataset.comment_events, "time", comment_id=dataset.num_comments),
+        comment_records=records,
+        items=dataset.items.with_columns(created=later),
+        comments=dataset.comments.with_columns(created=later),
+    )
+
+
+def test_the_future_changes_no_score(toy_dataset: Dataset, task: Task) -> None:
+    targets, candidates = candidate_lists(toy_dataset, task)
+    now = int(targets["time"].sort()[len(targets) // 2])
+    other = with_another_future(toy_dataset, now)
+    assert not other.item_events.equals(toy_dataset.item_events)
+    rows = np.flatnonzero(targets["time"].to_numpy() <= now)
+    assert len(rows) > 3
+    after = all_floors(other, task)
+    for name, ranker in all_floors(toy_dataset, task).items():
+        for row in rows.tolist():
+            one, of_one = targets[row : row + 1], candidates.rows(row, row + 1)
+            before, later = (r.candidate_scores(one, of_one) for r in (ranker, after[name]))
+            assert order_of(before) == order_of(later), (name, row)
+            if isinstance(ranker, CatalogueRanker) and name != "random":
+                existing = int((toy_dataset.items["created"] < now).sum())
+                whole = (cast(CatalogueRanker, r).catalogue_scores(one)[0, :existing] for r in (ranker, after[name]))
+                before, later = (scores.numpy() for scores in whole)
+                assert order_of(before) == order_of(later), (name, row)
+
+
+def order_of(scores: Scores) -> list[float]:
+    """Ranks with ties, by which alone scores matter."""
+    return cast(list[float], stats.rankdata(scores.round(5)).tolist())
+
+
+def test_random_order_is_chance_and_the_oracle_is_there_only_for_simulated_data(toy_dataset: Dataset, task: Task) -> None:
+    names = set(floors(toy_dataset, task))
+    assert "oracle" not in names
+    assert "text_similarity" not in names
+    settings = EvaluationSettings(bootstrap_samples=400, confidence=0.9999)
+    report = evaluate(toy_dataset, {"random": floors(toy_dataset, task)["random"]}, settings=settings)["random"]
+    found = report.metrics["sampled"]["recall@5"]
+    chance = (5 / report.per_user["sampled.candidates"]).clip(0, 1).mean()
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= chance <= found.high
+
+
+# segments
+
+
+def test_segments_match_a_loop_over_training_events(toy_dataset: Dataset, task: Task) -> None:
+    targets = toy_dataset.candidates(task, Split.TEST)
+    parts = segments(toy_dataset, task, targets, user_long_tail=9, item_long_tail=3, history_bins=(1, 8))
+    item_events = toy_dataset.item_events.select("user_id", "item_id", "split", "time").rows()
+    records = toy_dataset.comment_records.select("user_id", "item_id", "split", "start").rows()
+    own, other = (item_events, records) if task == "item" else (records, item_events)
+    for row, target in enumerate(targets.iter_rows(named=True)):
+        item = target["positive"] if task == "item" else target["item_id"]
+        of_user = sum(u == target["user_id"] and s == Split.TRAIN for u, _, s, _ in own)
+        of_item = sum(i == item and s == Split.TRAIN for _, i, s, _ in own)
+        is_known_user = any(u == target["user_id"] and s == Split.TRAIN for u, _, s, _ in [*own, *other])
+        is_known_item = any(i == item and s == Split.TRAIN for _, i, s, _ in [*own, *other])
+        length = sum(u == target["user_id"] and at < target["time"] for u, _, _, at in own)
+        expected = {
+            "users": {
+                "cold-start": of_user == 0,
+                "long-tail": 0 < of_user <= 9,
+                "others": of_user > 9,
+                "unseen": not is_known_user,
+            },
+            "items": {
+                "unseen": not is_known_item,
+                "long-tail": is_known_item and of_item <= 3,
+                "others": of_item > 3,
+            },
+            "history": {"0": length == 0, "1-7": 1 <= length < 8, "8+": length >= 8},
+        }
+        assert {p: {n: bool(m[row]) for n, m in of.items()} for p, of in parts.members.items()} == expected
+
+
+def test_default_thresholds_leave_a_fifth_of_users_and_items_out_of_the_long_tail(toy_dataset: Dataset) -> None:
+    parts = segments(toy_dataset, "item", toy_dataset.candidates("item", Split.TEST))
+    train = toy_dataset.item_events.filter(pl.col("split") == int(Split.TRAIN))
+    for key, threshold in (("user_id", parts.user_long_tail), ("item_id", parts.item_long_tail)):
+        counts = train[key].value_counts()["count"]
+        assert (counts > threshold).mean() <= 0.2 + 1 / len(counts)  # type: ignore[operator]
+        assert (counts >= threshold).mean() >= 0.2  # type: ignore[operator]
+
+
+def test_segment_figures_are_means_over_their_targets(toy_dataset: Dataset) -> None:
+    report = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"]
+    for partition, found in report.segments.items():
+        for name, segment in found.items():
+            rows = report.per_user.filter(pl.col(f"segments.{partition}.{name}"))
+            assert (segment.targets, segment.users) == (len(rows), rows["user_id"].n_unique())
+            if len(rows):
+                assert segment.metrics["full"]["ndcg@10"].mean == pytest.approx(rows["full.ndcg@10"].mean())
+            else:
+                assert segment.metrics == {}
+
+
+# significance
+
+
+def test_a_mean_is_over_targets_and_the_mean_over_users_stands_beside_it(toy_dataset: Dataset) -> None:
+    report = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"]
+    values = report.per_user.select("user_id", "sampled.mrr")
+    assert report.metrics["sampled"]["mrr"].mean == pytest.approx(values["sampled.mrr"].mean())
+    by_user = values.group_by("user_id").mean()["sampled.mrr"].mean()
+    assert report.user_means["sampled"]["mrr"] == pytest.approx(by_user)
+    assert by_user != pytest.approx(values["sampled.mrr"].mean())
+
+
+def test_the_bootstrap_draws_users_with_all_their_targets() -> None:
+    rng = np.random.default_rng(0)
+    values, users = rng.random((400, 2)), np.arange(400)
+    draws = bootstrap_means(values, users, samples=3000, seed=1)
+    assert draws.mean(0) == pytest.approx(values.mean(0), abs=2e-3)
+    assert draws.std(0) == pytest.approx(values.std(0) / 20, rel=0.06)
+    twice = bootstrap_means(np.repeat(values, 2, axis=0), np.repeat(users, 2), samples=3000, seed=1)
+    assert twice == pytest.approx(draws)
+    order = rng.permutation(400)
+    assert bootstrap_means(values[order], users[order], samples=3000, seed=1) == pytest.approx(draws)
+
+
+def test_the_bootstrap_weighs_users_by_their_targets() -> None:
+    users = np.array([1, 1, 1, 2])
+    values = np.array([[1.0], [1.0], [1.0], [0.0]])
+    draws = bootstrap_means(values, users, samples=400, seed=0)
+    assert set(draws[:, 0].round(6).tolist()) == {0.0, 0.75, 1.0}
+
+
+def test_the_ttest_is_scipys_with_one_target_a_user_and_ignores_repeated_targets() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random(60), rng.random(60)
+    expected = float(stats.ttest_rel(a, b).pvalue)
+    users = np.arange(60)
+    assert paired_ttest(a - b, users) == pytest.approx(expected)
+    assert paired_ttest(np.repeat(a - b, 5), np.repeat(users, 5)) == pytest.approx(expected)
+    assert paired_ttest(np.zeros(60), users) == 1.0
+    assert paired_ttest(a - b, np.zeros(60, dtype=np.int64)) is None
+
+
+def test_the_ttest_holds_its_level_where_targets_of_a_user_are_alike() -> None:
+    rng = np.random.default_rng(4)
+    users = np.repeat(np.arange(50), 8)
+    p_values = [
+        paired_ttest(rng.standard_normal(50)[users] + 0.1 * rng.standard_normal(400), users) for _ in range(400)
+    ]
+    rejected = np.mean([p is not None and p < 0.05 for p in p_values])
+    assert 0.02 < rejected < 0.09  # the plain t-test over targets rejects about a half
+
+
+def test_compare_finds_a_real_gain_and_none_between_equals(toy_dataset: Dataset) -> None:
+    systems: dict[str, Ranker] = {"good": fixed(toy_dataset, positive_bonus=2), "bad": fixed(toy_dataset)}
+    reports = evaluate(toy_dataset, systems, settings=EvaluationSettings(bootstrap_samples=500))
+    found = compare(reports["good"].per_user, reports["bad"].per_user.reverse(), samples=500)
+    gain = found["sampled"]["ndcg@10"]
+    assert gain.difference == pytest.approx(gain.mean_a - gain.mean_b)
+    assert gain.low is not None
+    assert gain.low > 0
+    assert gain.p_ttest is not None
+    assert gain.p_bootstrap is not None
+    assert gain.p_ttest < 0.001
+    assert gain.p_bootstrap < 0.01
+    assert reports["good"].comparisons["bad"] == found
+    equal = compare(reports["bad"].per_user, reports["bad"].per_user)["full"]["mrr"]
+    assert (equal.difference, equal.gain, equal.p_ttest, equal.p_bootstrap) == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_runs_that_do_not_match_are_not_compared(toy_dataset: Dataset) -> None:
+    run = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"].per_user
+    with pytest.raises(DataError, match=r"3 \(user_id, target\) are in the first run alone"):
+        compare(run, run[3:])
+    with pytest.raises(DataError, match="second run holds .* more than once"):
+        compare(run, pl.concat([run, run[:1]]))
+    with pytest.raises(DataError, match="share no metric"):
+        compare(run, run.select("user_id", "target"))
+    with pytest.raises(DataError, match=r"full\.candidates differs"):
+        compare(run, run.with_columns(pl.col("full.candidates") + 1))
