@@ -12,6 +12,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,10 +20,14 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from rich.console import Console
+from rich.progress import track
 
 from benchmarks.rows import Measurement, emit, peak_memory_mib, versions
 from reeltalk.data.prepare import PrepareSettings, prepare
 
+SECONDS = "prepare kuaicomt"
+PEAK_MEMORY = "prepare kuaicomt: peak memory"
 IMPRESSIONS_A_USER, IMPRESSIONS_AN_ITEM, COMMENTS_AN_EVENT = 3_450, 1_452, 16
 CHUNK = 1_000_000
 DAY = 86_400_000
@@ -66,13 +71,18 @@ def write_log(folder: Path, *, impressions: int, comments: int, seed: int) -> No
     _user_features(rng, platform).write_csv(folder / "user_features.csv")
     _item_features(rng, platform, words).write_csv(folder / "video_features.csv")
     with (folder / "user_video_inter.csv").open("wb") as log:
-        for start in range(0, impressions, CHUNK):
+        for start in _chunks(impressions, "Writing impressions"):
             _impressions(rng, platform, min(CHUNK, impressions - start)).write_csv(log, include_header=start == 0)
     with (folder / "comment_features.csv").open("wb") as texts, (folder / "user_comment_inter.csv").open("wb") as log:
-        for start in range(0, comments, CHUNK):
+        for start in _chunks(comments, "Writing comments"):
             rows = _comments(rng, platform, words, first=start, count=min(CHUNK, comments - start))
             rows.write_csv(texts, include_header=start == 0)
             _comment_events(rng, platform, rows).write_csv(log, include_header=start == 0)
+
+
+def _chunks(count: int, description: str) -> Iterable[int]:
+    console = Console(stderr=True)
+    return track(range(0, count, CHUNK), description=description, console=console, transient=True)
 
 
 def _draw(rng: np.random.Generator, shares: npt.NDArray[np.float64], count: int) -> Ints:
@@ -221,13 +231,9 @@ def measure(raw: Path, *, out: Path, seed: int, note: str) -> None:
     started = perf_counter()
     prepare("kuaicomt", raw=raw, out=out, settings=PrepareSettings(seed=seed))
     seconds = perf_counter() - started
-    for name, value, unit in (
-        ("prepare_kuaicomt", seconds, "s"),
-        ("prepare_kuaicomt_memory", peak_memory_mib(), "MiB"),
-    ):
-        emit(
-            Measurement(name=name, value=value, unit=unit, seed=seed, note=note, versions=versions(["polars", "numpy"]))
-        )
+    used = versions(["polars", "numpy"])
+    emit(Measurement(name=SECONDS, value=seconds, unit="s", seed=seed, note=note, versions=used))
+    emit(Measurement(name=PEAK_MEMORY, value=peak_memory_mib(), unit="MiB", seed=seed, note=note, versions=used))
 
 
 def main() -> None:
@@ -245,7 +251,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:
         raw = Path(folder) / "raw"
         raw.mkdir()
-        print(f"writing {note}", file=sys.stderr)
         write_log(raw, impressions=given.impressions, comments=given.comments, seed=given.seed)
         # A process of its own, so that its peak memory is that of the step alone.
         command = [sys.executable, "-m", "benchmarks.kuaicomt", "--measure", folder, *sys.argv[1:]]

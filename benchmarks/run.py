@@ -49,6 +49,7 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
     "finetune": (
         Script("benchmarks.peers.recbole_sasrec", "recbole", (*LOGS, "--passes", "{passes}")),
         Script("benchmarks.peers.rectools_sasrec", "rectools", PARTLY),
+        Script("benchmarks.peers.rectools_flat", "rectools", PARTLY),
         Script("benchmarks.peers.replay_sasrec", "replay", PARTLY),
         Script("benchmarks.finetune", None, (*LOGS, "--measured", "{measured}")),
     ),

@@ -80,9 +80,11 @@ def evaluate_model(
     the floor that does. Raises ArtifactError where folders do not belong together or `out` holds something else.
     """
     refuse_existing(Path(out), overwrite=overwrite)
-    system = load_system(model, dataset=dataset, text=text)
-    texts = system.feed.text
-    if texts.table is None and text is not None:
+    manifest = read_manifest(Path(model), "model")
+    reads_text = manifest.facts["text"] is not None
+    system = load_system(model, dataset=dataset, text=text if reads_text else None)
+    texts = system.feed.text if reads_text else None
+    if texts is None and text is not None:
         texts = TextLookup.of(system.dataset, text)
     ranker = SystemRanker(system)
     rankers = {
@@ -90,7 +92,6 @@ def evaluate_model(
         **floors(system.dataset, ranker.task, texts=texts if texts.table is not None else None),
     }
     report = evaluate(system.dataset, rankers, split=split, settings=settings)[ranker.name]
-    manifest = read_manifest(Path(model), "model")
     write_report(report, Path(out), model=manifest, training_log=_training_log(Path(model)), overwrite=overwrite)
     return report
 

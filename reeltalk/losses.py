@@ -30,7 +30,13 @@ class _SoftmaxSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, dtype: torch.dtype, block: int
+        ctx: FunctionCtx,
+        preference_TD: Tensor,
+        item_ND: Tensor,
+        target_T: Tensor,
+        existing_T: Tensor,
+        dtype: torch.dtype,
+        block: int,
     ) -> Tensor:
         num_targets, width = preference_TD.shape
         num_items = item_ND.shape[0]
@@ -47,21 +53,27 @@ class _SoftmaxSum(torch.autograd.Function):
         target_score = (preference.to(exact) * item.to(exact)[target_T]).sum(1)
         loss = torch.zeros((), dtype=exact, device=item.device)
         rows = max(1, min(num_targets, block // num_items))
-        weights = torch.empty(rows, num_items, dtype=dtype, device=item.device)
+        weights = torch.empty(rows * num_items, dtype=dtype, device=item.device)
         d_preference = torch.empty(num_targets, width, dtype=exact, device=item.device)
         d_item = torch.zeros(num_items, width, dtype=exact, device=item.device)
         for start in range(0, num_targets, rows):
             chunk = preference[start : start + rows]
-            weight = torch.mm(chunk, item.t(), out=weights[: chunk.shape[0]])
+            existing = existing_T[start : start + rows]
+            first, last = int(existing[0]), int(existing[-1])  # rising: beyond `last` nothing exists for any row
+            buffer = weights[: len(chunk) * last].view(len(chunk), last)
+            weight = torch.mm(chunk, item[:last].t(), out=buffer)
+            if first < last:
+                is_to_come = torch.arange(first, last, device=item.device) >= existing[:, None]
+                weight[:, first:].masked_fill_(is_to_come, -torch.inf)
             shift = target_score.new_zeros(chunk.shape[0]) if is_safe else weight.amax(1).to(exact)
             if not is_safe:
                 weight -= shift.to(dtype)[:, None]
-            mixed = torch.mm(weight.exp_(), item_and_sums).to(exact)
+            mixed = torch.mm(weight.exp_(), item_and_sums[:last]).to(exact)
             total = mixed[:, width:].sum(1)
             loss += (total.log() + shift - target_score[start : start + rows]).sum()
             if wants_gradient:
                 d_preference[start : start + rows] = mixed[:, :width] / total[:, None]
-                d_item += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
+                d_item[:last] += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
         if wants_gradient:
             d_preference -= item.to(exact)[target_T]
             d_item.index_add_(0, target_T, preference.to(exact), alpha=-1)
@@ -72,18 +84,25 @@ class _SoftmaxSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_preference, d_item = ctx.saved_tensors  # type: ignore[attr-defined]
-        return d_preference * d_loss, d_item * d_loss, None, None, None
+        return d_preference * d_loss, d_item * d_loss, None, None, None, None
 
 
 def full_softmax(
-    preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, *, dtype: torch.dtype | None = None, block: int = BLOCK_ELEMENTS
+    preference_TD: Tensor,
+    item_ND: Tensor,
+    target_T: Tensor,
+    *,
+    existing_T: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    block: int = BLOCK_ELEMENTS,
 ) -> Tensor:
     """Sum over targets of the exact cross-entropy over all items; memory does not grow with targets x items.
 
     Paper: LSVCR eq 17 (InfoNCE over the entire set of items), SASRec with cross-entropy. Temperature and cosine
     similarity belong into the inputs: pass normalised vectors, one side divided by the temperature.
 
-    target_T holds rows of item_ND (0-based). `dtype` is what the products are made in (`matmul_dtype()` where None and
+    target_T holds rows of item_ND (0-based). `existing_T`: only the first so many items compete with the target, those
+    that existed at its time (items are ordered by creation); all of them where None. `dtype` is what the products are made in (`matmul_dtype()` where None and
     the inputs are float32 or less; the inputs' own where they are float64); sums are accumulated in float32 or better.
     """
     if preference_TD.shape[0] == 0:
@@ -91,7 +110,12 @@ def full_softmax(
     if dtype is None:
         is_double = preference_TD.dtype == torch.float64
         dtype = torch.float64 if is_double else matmul_dtype(preference_TD.device)
-    return _SoftmaxSum.apply(preference_TD, item_ND, target_T, dtype, block)  # type: ignore[no-any-return, no-untyped-call]
+    if existing_T is None:
+        existing_T = torch.full_like(target_T, len(item_ND))
+    elif (existing_T != existing_T[0]).any():
+        existing_T, order_T = existing_T.sort()
+        preference_TD, target_T = preference_TD[order_T], target_T[order_T]
+    return _SoftmaxSum.apply(preference_TD, item_ND, target_T, existing_T, dtype, block)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sampled_softmax(positive_T: Tensor, negative_TC: Tensor, is_negative_TC: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ def comment_scores(
 
 
 def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets, *, regularise: bool = False) -> Terms:
-    """Eq 17 (both terms of eq 18 with `regularise`): the next item among all items, at every position of every history."""
+    """Eq 17 (both terms of eq 18 with `regularise`): the next item among all that existed, at every position."""
     step = recommender.item_step(batch, regularise=regularise)
     preference_TD = _at_targets(step.preferences, targets)
-    loss = full_softmax(preference_TD, step.vectors[1:], targets.item_T - 1)
+    loss = full_softmax(preference_TD, step.vectors[1:], targets.item_T - 1, existing_T=targets.existing_T)
     return _terms(loss, len(preference_TD), step)
 
 

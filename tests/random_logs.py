@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
 from reeltalk.training.feed import CommentPool, Feed
 
+Vectors = NDArray[np.float32] | NDArray[np.float64]
 TEXT_WIDTH = 12
 MODEL_TASKS = [(name, task) for name, spec in MODELS.items() for task in spec.tasks]
 
@@ -50,12 +52,17 @@ class User:
 
 @dataclass(frozen=True)
 class Log:
-    """Users 1.. as plain lists, what stands under each item, and text vectors of titles and comments (row 0: none)."""
+    """Users 1.. as plain lists, what stands under each item, and text vectors of titles and comments (row 0: none).
+
+    created: since when items 1.. exist; known: the items [N + 1] whose IDs mean something.
+    """
 
     users: list[User]
+    created: Ints
+    known: NDArray[np.bool_]
     pool: CommentPool
-    titles: np.ndarray
-    comments: np.ndarray
+    titles: Vectors
+    comments: Vectors
 
     @property
     def num_items(self) -> int:
@@ -76,6 +83,7 @@ class Log:
     def feed(self, task: Task, *, has_start: bool = True, record_comments: int = 3, num_negatives: int = 5) -> Feed:
         return Feed(
             histories=self.histories,
+            item_created=np.zeros(len(self.titles) - 1, dtype=np.int64),
             text=self.text,
             task=task,
             pool=self.pool,
@@ -117,13 +125,17 @@ def random_log(
     max_items: int = 9,
     max_records: int = 7,
     max_time: int = 40,
-    dtype: type[np.floating] = np.float32,
+    dtype: type[np.float32 | np.float64] = np.float32,
 ) -> Log:
     """Some users have no item event, some no record, user 1 neither; some texts are empty, some records without comments.
 
-    Comments under items 1, 2, .. are ids 1, 2, .. in order of creation; items 1 and 2 have none.
+    Comments under items 1, 2, .. are ids 1, 2, .. in order of creation; items 1 and 2 have none. Only items that exist are
+    watched. Items 4 and 9 are unknown.
     """
     rng = np.random.default_rng(seed)
+    item_created = np.sort(rng.integers(0, max_time, num_items))
+    item_created[: num_items // 2] = 0
+    known = ~np.isin(np.arange(num_items + 1), [0, 4, 9])
     num_comments = rng.integers(1, 7, num_items + 1)
     num_comments[:3] = 0
     offsets = offsets_of(num_comments)
@@ -133,12 +145,12 @@ def random_log(
     for index in range(num_users):
         has_items, has_records = [(False, False), (True, False), (False, True), (True, True)][min(index, 3)]
         times = np.sort(rng.integers(1, max_time, rng.integers(1, max_items + 1) if has_items else 0))
-        items = [ItemEvent(int(time), int(rng.integers(1, num_items + 1)), 0) for time in times]
+        items = [ItemEvent(int(time), _existing(rng, item_created, time)) for time in times]
         items = [replace(event, hot=_one_of(rng, offsets, event.item)) for event in items]
         bounds = np.sort(rng.integers(1, max_time, 2 * int(rng.integers(1, max_records + 1)) if has_records else 0))
         records = []
         for start, end in bounds.reshape(-1, 2).tolist():
-            item = int(rng.integers(1, num_items + 1))
+            item = _existing(rng, item_created, start)
             chosen = {_one_of(rng, offsets, item) for _ in range(rng.integers(0, 5))} - {0}
             records.append(Record(start, end, item, tuple(sorted(chosen))))
         users.append(User(items, records))
@@ -146,7 +158,11 @@ def random_log(
     titles[[0, 3]] = 0
     comments[[0, 1]] = 0
     pool = CommentPool(offsets, np.concatenate([[0], created]), np.concatenate([[0], author]))
-    return Log(users, pool, titles, comments)
+    return Log(users, item_created, known, pool, titles, comments)
+
+
+def _existing(rng: np.random.Generator, created: Ints, time: int) -> int:
+    return int(rng.integers(1, np.searchsorted(created, time, side="right") + 1))
 
 
 def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
@@ -165,7 +181,10 @@ def settings_of(name: str, **values: object) -> BaseModel:
 def random_model(name: str, task: Task, log: Log, *, length: int, seed: int = 0, **values: object) -> Recommender:
     """A small model with weights so large that every part of it shows in the result; of the titles' dtype, in eval mode."""
     titles = torch.from_numpy(log.titles if MODELS[name].reads_text else log.titles[:, :0])
-    model = build(name, task, settings_of(name, **values), titles=titles, history_length=length, seed=seed)
+    known = torch.from_numpy(log.known)
+    model = build(
+        name, task, settings_of(name, **values), titles=titles, known_items=known, history_length=length, seed=seed
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4, generator=generator)

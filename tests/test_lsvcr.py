@@ -108,6 +108,10 @@ class Slow:
     def title(self, item: int) -> Vector:
         return self.text(self.log.titles[item])
 
+    def identity(self, item: int) -> Vector:
+        """e_id; nothing was learnt for an item without a training event."""
+        return self.w["item_embedding.weight"][item] * self.log.known[item]
+
     def z(self, item: int, comments: list[int]) -> Vector:
         """Eq 1 (one hot comment) and eq 2 (the record's comments); an absent comment is the text of a zero vector."""
         texts = [self.text(self.log.comments[comment]) for comment in comments or [0]]
@@ -118,8 +122,7 @@ class Slow:
         """Z + P with ID embeddings (section 4.4.1), the whole position table in order (eq 3), after a start entry."""
         inputs = [self.w[f"starts.{which}"]]
         for place, (item, comments) in enumerate(events):
-            identity = self.w["id_gate"] * self.w["item_embedding.weight"][item]
-            inputs.append(self.z(item, comments) + identity + self.w[f"positions.{which}.weight"][place])
+            inputs.append(self.z(item, comments) + self.w["id_gate"] * self.identity(item) + self.w[f"positions.{which}.weight"][place])
         return [norm(self.w, f"input_norms.{which}", x) for x in inputs]
 
     def fused_items(self, items: list, records: list[Record], moments: list[int]) -> list[Vector]:  # type: ignore[type-arg]
@@ -169,7 +172,7 @@ class Slow:
         return unit(mixture(weights, fused)) / self.temperature
 
     def item_vector(self, item: int) -> Vector:
-        return unit(self.w["item_embedding.weight"][item] + self.title(item))
+        return unit(self.identity(item) + self.title(item))
 
     def comment_vector(self, comment: int) -> Vector:
         return unit(self.text(self.log.comments[comment]))
@@ -297,17 +300,18 @@ def test_eq_16_regularisation(log: Log, model: LSVCR) -> None:
     extra = model.item_step(batch, regularise=True).regularisation
     assert extra is not None
     assert model.settings.num_regularisation_negatives > max(len(pairs(batch, which)) for which in (0, 1))
-    expected = 0.0
+    expected, count = 0.0, 0
     for which in (0, 1):
-        events = pairs(batch, which)
-        ids = [unit(slow.w["item_embedding.weight"][item]) for item, _ in events]
+        events = [(item, comments) for item, comments in pairs(batch, which) if log.known[item]]
+        ids = [unit(slow.identity(item)) for item, _ in events]
         texts = [unit(slow.z(item, comments)) for item, comments in events]
         for i, (item, _) in enumerate(events):
             others = [j for j, (other, _) in enumerate(events) if other != item]
             for one, many in ((ids, texts), (texts, ids)):
                 scores = [float(one[i] @ many[j]) / slow.temperature for j in [i, *others]]
                 expected += -np.log(softmax(scores)[0]) / 2
-    assert extra[1] == len(pairs(batch, 0)) + len(pairs(batch, 1))
+        count += len(events)
+    assert extra[1] == count
     np.testing.assert_allclose(extra[0].item(), expected, rtol=1e-9)
 
 
@@ -340,7 +344,7 @@ def test_eq_16_with_few_negatives_averages_to_a_uniform_draw(log: Log) -> None:
 
 
 def test_eq_17_item_objective(log: Log, model: LSVCR) -> None:
-    """The next item's share among all items, at every position of every history."""
+    """The next item's share among all items that existed at its time, at every position of every history."""
     slow = Slow(model, log)
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)
     terms = item_objective(model, *log.feed("item").item_batch(windows))
@@ -348,8 +352,11 @@ def test_eq_17_item_objective(log: Log, model: LSVCR) -> None:
     expected = 0.0
     for user, place in each_target(log, "item"):
         preference = slow_item(slow, user, place)[1]
-        scores = [float(preference @ vector) for vector in vectors]
-        expected += -np.log(softmax(scores)[user.items[place].item - 1])
+        event = user.items[place]
+        scores = [
+            float(preference @ vector) for vector, created in zip(vectors, log.created, strict=True) if created <= event.time
+        ]
+        expected += -np.log(softmax(scores)[event.item - 1])
     loss, count = terms["softmax"]
     assert count == len(each_target(log, "item"))
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-9)

@@ -43,7 +43,7 @@ def whole_histories(model: Recommender, log: Log, task: Task) -> tuple[Ints, Ten
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_position_of_a_whole_history_equals_the_prefix_alone(
-    name: str, task: Task, dtype: type[np.floating], tolerance: float, seed: int
+    name: str, task: Task, dtype: type[np.float32 | np.float64], tolerance: float, seed: int
 ) -> None:
     log = random_log(seed, dtype=dtype)
     model = random_model(name, task, log, length=LENGTH)
@@ -59,7 +59,7 @@ def test_a_position_of_a_whole_history_equals_the_prefix_alone(
 @every_model
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 def test_a_row_alone_equals_the_row_in_a_batch(
-    name: str, task: Task, dtype: type[np.floating], tolerance: float
+    name: str, task: Task, dtype: type[np.float32 | np.float64], tolerance: float
 ) -> None:
     log = random_log(5, dtype=dtype)
     model = random_model(name, task, log, length=LENGTH)
@@ -210,7 +210,7 @@ def test_empty_histories_and_texts_give_finite_numbers(name: str, task: Task, pr
     position_T = torch.from_numpy(packed.target_positions(rows, window, task))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         if task == "item":
-            preference_TD = target_preferences(model, batch, ItemTargets(position_T, position_T))
+            preference_TD = target_preferences(model, batch, ItemTargets(position_T, position_T, position_T))
             assert (preference_TD[position_T < 0] == 0).all()
         else:
             preference_TD = model.comment_preferences(batch, position_T, torch.ones(5, dtype=torch.int64))

@@ -60,7 +60,7 @@ def save_encoder(folder: Path, kind: str, *, seed: int = 0, **how: Any) -> Path:
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32}
     config = transformers.AutoConfig.for_model(kind, **sizes, **SIZES[kind], max_position_embeddings=POSITIONS)
     loader = transformers.AutoModel if kind in ("bert", "roberta") else transformers.AutoModelForCausalLM
-    loader.from_config(config).save_pretrained(folder)
+    loader.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer(**how).save_pretrained(folder)
     return folder
 

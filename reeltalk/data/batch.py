@@ -53,10 +53,14 @@ class PackedHistory(_Tensors):
 
 @dataclass(frozen=True)
 class ItemTargets(_Tensors):
-    """Item task: the item to predict at a position. position_T indexes the flattened [R * L] grid, -1: no history at all."""
+    """Item task: the item to predict at a position. position_T indexes the flattened [R * L] grid, -1: no history at all.
+
+    existing_T: how many items existed at the target's time, which are the ids 1..existing.
+    """
 
     position_T: Tensor
     item_T: Tensor
+    existing_T: Tensor
 
 
 @dataclass(frozen=True)

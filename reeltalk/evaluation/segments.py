@@ -56,8 +56,8 @@ def segments(
     users, user_threshold = _by_training_events(own, "user_id", targets["user_id"], user_long_tail)
     item_of_target = targets["positive" if task == "item" else "item_id"]
     items, item_threshold = _by_training_events(own, "item_id", item_of_target, item_long_tail)
-    known_user = users > 0 | _is_in_training(other, "user_id", targets["user_id"])
-    known_item = items > 0 | _is_in_training(other, "item_id", item_of_target)
+    known_user = (users > 0) | _is_in_training(other, "user_id", targets["user_id"])
+    known_item = (items > 0) | _is_in_training(other, "item_id", item_of_target)
     return Segments(
         members={
             "users": {

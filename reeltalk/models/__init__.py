@@ -20,7 +20,8 @@ from reeltalk.models.sasrec import SASRec, SASRecSettings
 class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
-    `make(settings, title_vectors [N + 1, E], history_length)`; a model that does not read text gets vectors of width 0.
+    `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read text gets
+    vectors of width 0; known items are those with a training event.
     """
 
     settings: type[BaseModel]
@@ -30,12 +31,12 @@ class ModelSpec:
     paper: str
 
 
-def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, history_length: int) -> Recommender:
+def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
     return SASRec(settings, num_items=len(title_vectors_NE) - 1, history_length=history_length)
 
 
-def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, history_length: int) -> Recommender:
-    return LSVCR(settings, title_vectors_NE=title_vectors_NE, history_length=history_length)
+def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
+    return LSVCR(settings, title_vectors_NE=title_vectors_NE, known_N=known_N, history_length=history_length)
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -55,9 +56,19 @@ def model_spec(name: str, task: Task) -> ModelSpec:
     return spec
 
 
-def build(name: str, task: Task, settings: BaseModel, *, titles: Tensor, history_length: int, seed: int) -> Recommender:
-    """A fresh model; the same seed gives the same weights, whatever was drawn before."""
+def build(
+    name: str,
+    task: Task,
+    settings: BaseModel,
+    *,
+    titles: Tensor,
+    known_items: Tensor | None = None,
+    history_length: int,
+    seed: int,
+) -> Recommender:
+    """A fresh model; the same seed gives the same weights, whatever was drawn before. All items are known where None."""
+    known = torch.ones(len(titles), dtype=torch.bool) if known_items is None else known_items
     spec = model_spec(name, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return spec.make(settings, titles, history_length)
+        return spec.make(settings, titles, known, history_length)

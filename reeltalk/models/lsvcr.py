@@ -56,7 +56,7 @@ class LSVCR(Recommender):
     has_start = True
 
     def __init__(
-        self, settings: LSVCRSettings, *, title_vectors_NE: Tensor, history_length: int
+        self, settings: LSVCRSettings, *, title_vectors_NE: Tensor, known_N: Tensor, history_length: int
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -67,6 +67,8 @@ class LSVCR(Recommender):
         self.merge_text = nn.Linear(2 * dim, dim)
         if settings.use_item_ids:
             self.item_embedding = nn.Embedding(len(title_vectors_NE), dim)
+            # of an item without a training event nothing was learnt: its text alone speaks for it
+            self.register_buffer("known_N1", known_N[:, None].float(), persistent=False)
             self.id_gate = nn.Parameter(torch.ones(()))
         self.starts = nn.ParameterList([nn.Parameter(torch.empty(dim).normal_(std=0.02)) for _ in range(2)])
         self.positions = nn.ModuleList([nn.Embedding(history_length, dim) for _ in range(2)])
@@ -143,7 +145,7 @@ class LSVCR(Recommender):
         return Texts(self._text(self.title_vectors_NE[used_P]), row_N, self._text(batch.comment_text_UE))
 
     def _item_vectors(self, title_ND: Tensor) -> Tensor:
-        return unit(title_ND + self.item_embedding.weight if self.settings.use_item_ids else title_ND)
+        return unit(title_ND + self.known_N1 * self.item_embedding.weight if self.settings.use_item_ids else title_ND)
 
     def _entries(self, batch: Batch, texts: Texts) -> Entries:
         """Eq 1 and 2 for both histories; with ID embeddings and positions, what eq 4 reads."""
@@ -151,7 +153,7 @@ class LSVCR(Recommender):
         item_M = torch.cat([history.item_RL.flatten() for history in histories])
         comment_MD = torch.cat([texts.comments(history.comment_RLK.flatten(0, 1)) for history in histories])
         z_MD = self.merge_text(torch.cat([texts.titles(item_M), comment_MD], dim=1))
-        id_MD = self.item_embedding(item_M) if self.settings.use_item_ids else None
+        id_MD = self.known_N1[item_M] * self.item_embedding(item_M) if self.settings.use_item_ids else None
         x_MD = z_MD if id_MD is None else z_MD + self.id_gate * id_MD
         items_MD, records_MD = x_MD.split([history.item_RL.numel() for history in histories])
         items_RLD, records_RLD = self._placed(items_MD, batch.items, 0), self._placed(records_MD, batch.records, 1)
@@ -209,7 +211,8 @@ class LSVCR(Recommender):
         total, count = entries.z_MD.new_zeros(()), 0
         num_items = entries.items_RLD.shape[0] * entries.items_RLD.shape[1]
         for first, last in ((0, num_items), (num_items, len(entries.item_M))):
-            event_M = first + entries.item_M[first:last].nonzero()[:, 0]
+            item_M = entries.item_M[first:last]
+            event_M = first + ((item_M > 0) & (self.known_N1[item_M, 0] > 0)).nonzero()[:, 0]
             event_M = event_M[torch.randperm(len(event_M), device=event_M.device)[:MAX_REGULARISATION_PAIRS]]
             if len(event_M) < 2:
                 continue

@@ -15,7 +15,7 @@ import torch
 from reeltalk.data.batch import Batch, CommentTargets, ItemTargets, PackedWindows, distinct_comments
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.data.features import CommentFeatures
-from reeltalk.data.histories import Histories, Windows, offsets_by_id
+from reeltalk.data.histories import NOW, Histories, Windows, offsets_by_id
 from reeltalk.data.ragged import Ints, Ragged, ranges
 from reeltalk.text.lookup import TextLookup
 
@@ -62,6 +62,7 @@ class Feed:
     """Makes the batches of one task; the same windows always give the same batch."""
 
     histories: Histories
+    item_created: Ints  # [N] rising
     text: TextLookup
     task: Task
     pool: CommentPool | None
@@ -80,7 +81,10 @@ class Feed:
         rows, window = packed.target_rows()
         position = packed.target_positions(rows, window, "item")
         item = np.append(self.histories.item, 0)[rows]  # a request's target is yet to come
-        return self._batch(packed, distinct_comments(packed.comments())), _item_targets(position, item)
+        moment = np.append(self.histories.time, NOW)[rows]
+        existing = np.searchsorted(self.item_created, moment, side="right")
+        targets = ItemTargets(*(torch.from_numpy(column) for column in (position, item, existing)))
+        return self._batch(packed, distinct_comments(packed.comments())), targets
 
     def comment_batch(self, windows: Windows, *, rng: np.random.Generator) -> tuple[Batch, CommentTargets]:
         """For training: one target for each comment of each target record, with freshly drawn negatives."""
@@ -140,10 +144,6 @@ class Feed:
             feature_TCF=torch.from_numpy(features),
         )
         return self._batch(packed, comment_U), targets
-
-
-def _item_targets(position: Ints, item: Ints) -> ItemTargets:
-    return ItemTargets(torch.from_numpy(position), torch.from_numpy(item))
 
 
 def shuffled(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reeltalk.artifacts import read_manifest, require_parent
 from reeltalk.config import load_settings
-from reeltalk.data.dataset import Dataset
+from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
 from reeltalk.errors import ArtifactError, ConfigError, DataError
@@ -49,16 +50,21 @@ class System(nn.Module):
         lookup = TextLookup.of(dataset, text) if spec.reads_text and text is not None else TextLookup.nothing(dataset)
         is_comment = settings.task == "comment"
         with_features = is_comment and settings.data.candidate_features
+        histories = Histories.of(dataset)
+        known = np.zeros(dataset.num_items + 1, np.bool_)
+        known[histories.item[histories.item_split == Split.TRAIN]] = True
         recommender = build(
             settings.name,
             settings.task,
             settings.model,
             titles=lookup.titles(),
+            known_items=torch.from_numpy(known),
             history_length=settings.data.history_length,
             seed=settings.train.seed,
         )
         feed = Feed(
-            histories=Histories.of(dataset),
+            histories=histories,
+            item_created=dataset.items["created"].to_numpy().astype(np.int64),
             text=lookup,
             task=settings.task,
             pool=CommentPool.of(dataset) if is_comment else None,

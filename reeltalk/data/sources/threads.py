@@ -2,10 +2,10 @@
 
 `raw` is a folder with two Parquet files; times are Unix seconds, further columns are ignored::
 
-    threads.parquet   thread_id, title, created; body, author may be missing
+    threads.parquet   thread_id, title, created; forum, body, author may be missing
     comments.parquet  comment_id, thread_id, parent_id, author, created, text
 
-A thread is an item, its posts are comments. Answering someone else's comment is a comment event on the comment answered
+A thread is an item, its text "forum: title" and the body below; its posts are comments. Answering someone else's comment is a comment event on the comment answered
 (behaviour ``reply``); a user's first post in a thread that someone else opened is an item event (``comment``). Posts
 without an author, and answers to a comment that the file lacks, are comments but give no comment event.
 """
@@ -48,12 +48,12 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             problems += found
     all_problems(DataError, f"{raw} cannot be used as it is:", problems)
     threads, comments = frames["threads"], frames["comments"]
+    heading = pl.concat_str("forum", "title", separator=": ", ignore_nulls=True)
+    body = pl.when(pl.col("body") != "").then("body")
     return RawLog(
         items=threads.select(
             pl.col("thread_id").alias("item_key"),
-            pl.concat_str("title", pl.when(pl.col("body") != "").then("body"), separator="\n", ignore_nulls=True).alias(
-                "title"
-            ),
+            pl.concat_str(heading, body, separator="\n", ignore_nulls=True).alias("title"),
             "created",
         ),
         item_events=_first_posts(threads, comments),
@@ -80,7 +80,7 @@ def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple
     schema = dict(frame.collect_schema())
     if "threads" in path.name:
         frame = frame.with_columns(
-            pl.lit(None, dtype=pl.String).alias(name) for name in ("body", "author") if name not in schema
+            pl.lit(None, dtype=pl.String).alias(name) for name in ("forum", "body", "author") if name not in schema
         )
     as_read = {name: pl.String() if name in KEYS and dtype.is_integer() else dtype for name, dtype in schema.items()}
     expected = {name: pl.Int64 if name == "created" else pl.String for name in columns}
