@@ -21,6 +21,9 @@ TOP_K = 10
 CURVE_PASSES = (1, 3, 10)
 """Passes after which a peer's validation quality is a goal to reach."""
 
+RECBOLE = "RecBole"
+"""The peer whose quality is the goal."""
+
 PASS = "finetune: one pass over the training targets"
 PEAK_MEMORY = "finetune: peak memory of training"
 FULL_RANKING = "full ranking: all test users, top 10 and metrics"

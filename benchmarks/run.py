@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ from benchmarks.rows import OURS, Measurement, Row, hardware, read_measurements
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 PERFORMANCE = ROOT / "docs" / "performance.md"
+RECORDED = ROOT / "benchmarks" / "peers" / "recbole-quality.jsonl"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 LESS_IS_BETTER = ("s", "ms", "MiB")
 
@@ -35,7 +37,8 @@ class Script:
     """A module that prints measurements; `peer` names the environment it runs in, None is this one.
 
     `options` are added to its command line. In them {logs} is the folder of generated logs, {measured} a file of what
-    the scripts before it printed, {passes} and {fraction} are the run's.
+    the scripts before it printed, {recorded} a file of RecBole's quality in an earlier, longer run; {passes} and
+    {fraction} are this run's; {texts} is an option or nothing.
     """
 
     module: str
@@ -47,13 +50,18 @@ LOGS = ("--logs", "{logs}")
 PARTLY = (*LOGS, "--fraction", "{fraction}")
 BENCHMARKS: dict[str, tuple[Script, ...]] = {
     "finetune": (
-        Script("benchmarks.peers.recbole_sasrec", "recbole", (*LOGS, "--passes", "{passes}")),
+        Script(
+            "benchmarks.peers.recbole_sasrec", "recbole", (*LOGS, "--passes", "{passes}", "--recorded", "{recorded}")
+        ),
         Script("benchmarks.peers.rectools_sasrec", "rectools", PARTLY),
         Script("benchmarks.peers.rectools_flat", "rectools", PARTLY),
         Script("benchmarks.peers.replay_sasrec", "replay", PARTLY),
         Script("benchmarks.finetune", None, (*LOGS, "--measured", "{measured}")),
     ),
-    "encode": (Script("benchmarks.encode"),),
+    "encode": (
+        Script("benchmarks.peers.sentence_transformers_encode", "sentence-transformers", ("{texts}",)),
+        Script("benchmarks.encode", None, ("{texts}",)),
+    ),
     "kuaicomt": (Script("benchmarks.kuaicomt"),),
 }
 
@@ -70,30 +78,45 @@ def main() -> None:
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="share of a pass that RecTools and RePlay are timed on"
     )
+    parser.add_argument("--texts", type=Path, help="real comments to encode, else generated ones (benchmarks/texts.py)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each script; the medians count")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    console = Console(stderr=True)
     for name in chosen.only:
-        scripts = [script for script in BENCHMARKS[name] if not (chosen.no_peers and script.peer)]
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            values = {"passes": chosen.passes, "fraction": chosen.fraction, "measured": folder / "measured.jsonl"}
-            if any("{logs}" in script.options for script in scripts):
-                values["logs"] = logs.write(logs.generate(seed=chosen.seed), folder / "logs")
-            measured: list[Measurement] = []
-            for repeat in range(chosen.repeats):
-                for script in scripts:
-                    console.print(f"{name}: {script.module} (run {repeat + 1} of {chosen.repeats})")
-                    options = [option.format(**values) for option in script.options]
-                    found = run(script, [*options, "--seed", str(chosen.seed)], chosen.peers)
-                    measured += found
-                    values["measured"].write_text("".join(json.dumps(asdict(one)) + "\n" for one in measured))
-        others = [row for row in read_rows() if row.benchmark != name]
-        rows = [*others, *rows_of(name, measured)]
-        RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        try:
+            measured = benchmark(name, chosen)
+        except subprocess.CalledProcessError as error:
+            command = " ".join(str(part) for part in error.cmd)
+            sys.exit(f"{name}: a script failed (status {error.returncode}), nothing of {name} is recorded: {command}")
+        rows = [*(row for row in read_rows() if row.benchmark != name), *rows_of(name, measured)]
+        RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
         write_table(rows)
     Console().print(table(read_rows()))
+
+
+def benchmark(name: str, chosen: argparse.Namespace) -> list[Measurement]:
+    """Run a benchmark's scripts one after the other, as often as asked for."""
+    scripts = [script for script in BENCHMARKS[name] if not (chosen.no_peers and script.peer)]
+    console, measured = Console(stderr=True), list[Measurement]()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, so_far = Path(scratch) / "logs", Path(scratch) / "measured.jsonl"
+        if any("{logs}" in script.options for script in scripts):
+            logs.write(logs.generate(seed=chosen.seed), folder)
+        values = {
+            "logs": str(folder),
+            "measured": str(so_far),
+            "recorded": str(RECORDED),
+            "passes": str(chosen.passes),
+            "fraction": str(chosen.fraction),
+            "texts": f"--texts={chosen.texts.resolve()}" if chosen.texts else "",
+        }
+        for repeat in range(chosen.repeats):
+            for script in scripts:
+                console.print(f"{name}: {script.module} (run {repeat + 1} of {chosen.repeats})")
+                options = [filled for option in script.options if (filled := option.format_map(values))]
+                measured += run(script, [*options, "--seed", str(chosen.seed)], chosen.peers)
+                so_far.write_text("".join(json.dumps(asdict(one)) + "\n" for one in measured))
+    return measured
 
 
 def run(script: Script, options: Sequence[str], peers: Path) -> list[Measurement]:
@@ -144,10 +167,10 @@ def _row(
     return Row(
         benchmark=benchmark,
         name=shown.name,
-        value=ours[0].value if ours else None,
+        value=_number(ours),
         unit=shown.unit,
         peer=peer[0].system if peer else None,
-        peer_value=peer[0].value if peer else None,
+        peer_value=_number(peer),
         ratio=_ratio(ours[0], peer[0]) if ours and peer else None,
         repeats=repeats,
         note="; ".join(notes),
@@ -157,12 +180,19 @@ def _row(
     )
 
 
+def _number(side: tuple[Measurement, int] | None) -> float | None:
+    """The value; None where the side did not measure, or measured no number (a goal that it did not reach)."""
+    return side[0].value if side and math.isfinite(side[0].value) else None
+
+
 def _ratio(ours: Measurement, peer: Measurement) -> float | None:
     """How many times better we are; None for what is no amount of time, memory or work."""
     if ours.unit != peer.unit:
         raise ValueError(
             f"{ours.name}: {ours.unit!r} of {ours.system} and {peer.unit!r} of {peer.system} do not compare"
         )
+    if not (math.isfinite(ours.value) and math.isfinite(peer.value)):
+        return None
     if ours.unit in LESS_IS_BETTER:
         return peer.value / ours.value
     return ours.value / peer.value if ours.unit.endswith("/s") else None

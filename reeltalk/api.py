@@ -87,10 +87,7 @@ def evaluate_model(
     if texts is None and text is not None:
         texts = TextLookup.of(system.dataset, text)
     ranker = SystemRanker(system)
-    rankers = {
-        ranker.name: ranker,
-        **floors(system.dataset, ranker.task, texts=texts if texts.table is not None else None),
-    }
+    rankers = {ranker.name: ranker, **floors(system.dataset, ranker.task, texts=texts)}
     report = evaluate(system.dataset, rankers, split=split, settings=settings)[ranker.name]
     write_report(report, Path(out), model=manifest, training_log=_training_log(Path(model)), overwrite=overwrite)
     return report

@@ -102,8 +102,9 @@ def full_softmax(
     similarity belong into the inputs: pass normalised vectors, one side divided by the temperature.
 
     target_T holds rows of item_ND (0-based). `existing_T`: only the first so many items compete with the target, those
-    that existed at its time (items are ordered by creation); all of them where None. `dtype` is what the products are made in (`matmul_dtype()` where None and
-    the inputs are float32 or less; the inputs' own where they are float64); sums are accumulated in float32 or better.
+    that existed at its time (items are ordered by creation); all of them where None. `dtype` is what the products are made
+    in (`matmul_dtype()` where None and the inputs are float32 or less; the inputs' own where they are float64); sums are
+    accumulated in float32 or better.
     """
     if preference_TD.shape[0] == 0:
         return preference_TD.sum() * 0.0
@@ -115,7 +116,9 @@ def full_softmax(
     elif (existing_T != existing_T[0]).any():
         existing_T, order_T = existing_T.sort()
         preference_TD, target_T = preference_TD[order_T], target_T[order_T]
-    return _SoftmaxSum.apply(preference_TD, item_ND, target_T, existing_T, dtype, block)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.autocast(preference_TD.device.type, enabled=False):
+        loss: Tensor = _SoftmaxSum.apply(preference_TD, item_ND, target_T, existing_T, dtype, block)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def sampled_softmax(positive_T: Tensor, negative_TC: Tensor, is_negative_TC: Tensor) -> Tensor:

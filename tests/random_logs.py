@@ -83,7 +83,7 @@ class Log:
     def feed(self, task: Task, *, has_start: bool = True, record_comments: int = 3, num_negatives: int = 5) -> Feed:
         return Feed(
             histories=self.histories,
-            item_created=np.zeros(len(self.titles) - 1, dtype=np.int64),
+            item_created=self.created,
             text=self.text,
             task=task,
             pool=self.pool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def test_rows_pair_ours_with_each_peer_and_take_medians() -> None:
             measured("speed", 100.0, "tokens/s", "RecBole"),
             measured("recall", 0.2, "", "RecBole"),
             measured("alone", 3.0, "MiB", OURS),
+            measured("goal", math.nan, "s", OURS),
+            measured("goal", 9.0, "s", "RecBole"),
         ],
     )
     found = {(row.name, row.peer): (row.value, row.peer_value, row.ratio, row.repeats) for row in rows}
@@ -90,6 +93,7 @@ def test_rows_pair_ours_with_each_peer_and_take_medians() -> None:
         ("speed", "RecBole"): (300.0, 100.0, 3.0, 1),
         ("recall", "RecBole"): (None, 0.2, None, 1),
         ("alone", None): (3.0, None, None, 1),
+        ("goal", "RecBole"): (None, 9.0, None, 1),
     }
     with pytest.raises(ValueError, match="do not compare"):
         run.rows_of("finetune", [measured("pass", 1, "s", OURS), measured("pass", 1, "ms", "RecBole")])

@@ -132,7 +132,11 @@ def test_full_ranking_is_a_slow_loop_over_items_that_existed(toy_dataset: Datase
     ranks, candidates, covered = [], [], set()
     targets = toy_dataset.candidates("item", Split.TEST)
     for row in targets.iter_rows(named=True):
-        seen = {item for user, item, time in events if user == row["user_id"] and time < row["time"]} if exclude_seen else set()
+        seen = (
+            {item for user, item, time in events if user == row["user_id"] and time < row["time"]}
+            if exclude_seen
+            else set()
+        )
         allowed = {i + 1 for i, at in enumerate(created) if at <= row["time"]} - seen | {row["positive"]}
         ranked = sorted(allowed, key=lambda item: -scores[item])
         ranks.append(1 + ranked.index(row["positive"]))
@@ -196,7 +200,9 @@ def test_a_score_that_is_not_finite_names_ranker_and_target(toy_dataset: Dataset
             scores[candidates.offsets[2] + 1] = value
             return scores
 
-    with pytest.raises(DataError, match=rf"broken scores {item} as .*target {target['target']} \(user_id {target['user_id']},"):
+    with pytest.raises(
+        DataError, match=rf"broken scores {item} as .*target {target['target']} \(user_id {target['user_id']},"
+    ):
         evaluate(toy_dataset, {"broken": Broken("item", toy_dataset.num_items, "broken")}, settings=QUICK)
 
 
@@ -233,7 +239,9 @@ def test_what_cannot_be_measured_is_refused(toy_dataset: Dataset) -> None:
 
 def test_drawn_targets_keep_their_order_and_values(toy_dataset: Dataset) -> None:
     all_of_them = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"].per_user
-    drawn = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK.model_copy(update={"max_targets": 7}))["f"].per_user
+    drawn = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK.model_copy(update={"max_targets": 7}))[
+        "f"
+    ].per_user
     assert len(drawn) == 7
     assert drawn["target"].is_sorted()
     assert all_of_them.join(drawn, on="target", how="semi").equals(drawn)
@@ -249,7 +257,9 @@ def task(request: pytest.FixtureRequest) -> Iterator[Task]:
 
 def test_floors_score_a_candidate_alike_wherever_it_stands(toy_dataset: Dataset, task: Task) -> None:
     targets, candidates = candidate_lists(toy_dataset, task)
-    order = np.concatenate([np.arange(a, b)[::-1] for a, b in zip(candidates.offsets, candidates.offsets[1:], strict=False)])
+    order = np.concatenate(
+        [np.arange(a, b)[::-1] for a, b in zip(candidates.offsets, candidates.offsets[1:], strict=False)]
+    )
     turned = Ragged(values=candidates.values[order], offsets=candidates.offsets)
     for name, ranker in all_floors(toy_dataset, task).items():
         if name == "random":
@@ -329,7 +339,9 @@ def test_text_similarity_is_a_loop_over_texts(toy_dataset: Dataset) -> None:
     found = floors(toy_dataset, "comment", texts=texts)["text_similarity"].candidate_scores(targets, candidates)
     records = toy_dataset.comment_records.select("record_id", "user_id", "item_id", "start").rows()
     user_of = {record: user for record, user, _, _ in records}
-    events = [(user_of[r], c, at) for r, c, at in toy_dataset.comment_events.select("record_id", "comment_id", "time").rows()]
+    events = [
+        (user_of[r], c, at) for r, c, at in toy_dataset.comment_events.select("record_id", "comment_id", "time").rows()
+    ]
     profile = []
     for user, item, now in targets.select("user_id", "item_id", "time").rows():
         history = sum((comment[c] for u, c, at in events if u == user and at < now), np.zeros(6))
@@ -344,10 +356,14 @@ def with_another_future(dataset: Dataset, now: int) -> Dataset:
 
     def changed(events: pl.DataFrame, time: str, **ids: int) -> pl.DataFrame:
         past, future = events.filter(pl.col(time) < now), events.filter(pl.col(time) >= now)
-        moved = future.with_columns((1 + (pl.col(name) * 7 + 3) % num).cast(pl.Int32).alias(name) for name, num in ids.items())
+        moved = future.with_columns(
+            (1 + (pl.col(name) * 7 + 3) % num).cast(pl.Int32).alias(name) for name, num in ids.items()
+        )
         return pl.concat([past, moved, moved[1:], moved[2:]])
 
-    records = changed(dataset.comment_records, "start", item_id=dataset.num_items).unique("record_id", maintain_order=True)
+    records = changed(dataset.comment_records, "start", item_id=dataset.num_items).unique(
+        "record_id", maintain_order=True
+    )
     later = pl.when(pl.col("created") >= now).then(pl.col("created") * 2 - now + 12345).otherwise(pl.col("created"))
     return with_tables(
         dataset,
@@ -384,7 +400,9 @@ def order_of(scores: Scores) -> list[float]:
     return cast(list[float], stats.rankdata(scores.round(5)).tolist())
 
 
-def test_random_order_is_chance_and_the_oracle_is_there_only_for_simulated_data(toy_dataset: Dataset, task: Task) -> None:
+def test_random_order_is_chance_and_the_oracle_is_there_only_for_simulated_data(
+    toy_dataset: Dataset, task: Task
+) -> None:
     names = set(floors(toy_dataset, task))
     assert "oracle" not in names
     assert "text_similarity" not in names

@@ -49,9 +49,7 @@ def test_metrics_match_torchmetrics_where_several_are_positive() -> None:
     lengths, num_positives = rng.integers(4, 40, 20), rng.integers(1, 4, 20)
     candidates = Ragged(values=np.zeros(lengths.sum(), dtype=np.int32), offsets=offsets_of(lengths))
     scores = rng.permutation(len(candidates.values)).astype(np.float32)
-    found = target_metrics(
-        candidate_ranks(scores, candidates, num_positives, np.zeros(len(scores))), ks=(1, 5, 10)
-    )
+    found = target_metrics(candidate_ranks(scores, candidates, num_positives, np.zeros(len(scores))), ks=(1, 5, 10))
     for row, (start, stop) in enumerate(zip(candidates.offsets[:-1], candidates.offsets[1:], strict=True)):
         own = torch.from_numpy(scores[start:stop])
         is_positive = torch.arange(stop - start) < num_positives[row]

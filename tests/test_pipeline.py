@@ -114,8 +114,8 @@ def test_two_runs_are_compared(made: Path, tmp_path: Path) -> None:
     assert "cannot be compared" in result.stderr
 
 
-def test_folders_that_do_not_belong_together_are_named(made: Path, tmp_path: Path) -> None:
-    must("prepare", "simulator", "--out", tmp_path / "other", "--set", "source.num_users=50", "--set", "source.days=5")
+def test_folders_that_do_not_belong_together_are_named(made: Path, toy_tables: Path, tmp_path: Path) -> None:
+    must("prepare", "tables", "--raw", toy_tables, "--out", tmp_path / "other", "--set", "seed=1")
     result = run("evaluate", made / "item", "--out", tmp_path / "report", "--dataset", tmp_path / "other")
     assert result.exit_code == 2
     assert str(tmp_path / "other") in result.stderr

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,38 @@ BATCH = 256
 def main() -> None:
     parser = protocol.arguments(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="written after each pass; training goes on from it")
+    parser.add_argument("--recorded", type=Path, help="what an earlier, longer run with the same seed printed")
     chosen = parser.parse_args()
     sys.argv = sys.argv[:1]  # RecBole reads the command line too
     logs = chosen.logs.resolve()
     checkpoint = chosen.checkpoint.resolve() if chosen.checkpoint else None
+    earlier = read_recorded(chosen.recorded, chosen.seed) if chosen.recorded and chosen.recorded.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)  # RecBole writes TensorBoard logs into the working folder
-        run(logs, passes=chosen.passes, fraction=chosen.fraction, seed=chosen.seed, checkpoint=checkpoint)
+        seconds = run(logs, passes=chosen.passes, fraction=chosen.fraction, seed=chosen.seed, checkpoint=checkpoint)
+    emit_recorded(earlier, passes=chosen.passes, pass_seconds=seconds)
 
 
-def run(logs: Path, *, passes: int, fraction: float, seed: int, checkpoint: Path | None) -> None:
-    """Train pass by pass, printing the validation quality after each, then time the ranking."""
+def read_recorded(path: Path, seed: int) -> list[rows.Measurement]:
+    """The measurements in the file that were made with this seed."""
+    return [one for one in rows.read_measurements(path.read_text()) if one.seed == seed]
+
+
+def emit_recorded(earlier: list[rows.Measurement], *, passes: int, pass_seconds: float) -> None:
+    """Print the quality after passes that were not run now, and the time they take at the pass time measured now."""
+    by_name = {one.name: replace(one, note="recorded in an earlier run") for one in earlier}
+    for goal in protocol.CURVE_PASSES:
+        found = by_name.get(protocol.ndcg_after(goal))
+        if goal > passes and found:
+            rows.emit(found)
+            rows.emit(by_name[protocol.recall_after(goal)])
+            note = f"{goal} times a pass of this run, the quality from an earlier one"
+            name, value = protocol.seconds_to(goal), goal * pass_seconds
+            rows.emit(replace(found, name=name, value=value, unit="s", note=note))
+
+
+def run(logs: Path, *, passes: int, fraction: float, seed: int, checkpoint: Path | None) -> float:
+    """Train pass by pass, printing the validation quality after each, then time the ranking; seconds of a pass."""
     config = settings(logs, seed)
     init_seed(seed, True)
     train, valid, test = data_preparation(config, create_dataset(config))
@@ -48,7 +70,7 @@ def run(logs: Path, *, passes: int, fraction: float, seed: int, checkpoint: Path
     trainer = Trainer(config, SASRec(config, train.dataset))
     batches = protocol.FirstBatches(train, max(1, round(len(train) * fraction)))
     seconds: list[float] = resume(checkpoint, trainer, train.generator) if checkpoint and checkpoint.exists() else []
-    emit = partial(protocol.emit, system="RecBole", seed=seed, packages=["recbole", "torch", "numpy"])
+    emit = partial(protocol.emit, system=protocol.RECBOLE, seed=seed, packages=["recbole", "torch", "numpy"])
     for done in range(len(seconds), passes):
         trainer.start_epoch, trainer.epochs = done, done + 1
         start = time.perf_counter()
@@ -63,11 +85,13 @@ def run(logs: Path, *, passes: int, fraction: float, seed: int, checkpoint: Path
             emit(protocol.ndcg_after(done + 1), quality[f"ndcg@{protocol.TOP_K}"], "")
             emit(protocol.recall_after(done + 1), quality[f"recall@{protocol.TOP_K}"], "")
             emit(protocol.seconds_to(done + 1), sum(seconds), "s", note="training alone, without validation")
-    emit(protocol.PASS, protocol.pass_seconds(seconds, fraction), "s", note=protocol.fraction_note(fraction))
+    taken = protocol.pass_seconds(seconds, fraction)
+    emit(protocol.PASS, taken, "s", note=protocol.fraction_note(fraction))
     start = time.perf_counter()
     trainer.evaluate(test, load_best_model=False)
     emit(protocol.FULL_RANKING, time.perf_counter() - start, "s")
     emit(protocol.ONE_USER, one_user_ms(trainer.model, test), "ms")
+    return taken
 
 
 def settings(logs: Path, seed: int) -> Config:

@@ -101,20 +101,31 @@ class Packing:
 
 
 def pack(item_length: Ints, record_length: Ints) -> Packing:
-    """Lay windows into rows, longest first, opening a new row when the next window does not fit into either grid."""
-    order = np.lexsort((-record_length, -item_length))
+    """Lay windows into rows: those that need most room first, each into the first row with room for it in both grids."""
     item_room, record_room = _aligned(item_length), _aligned(record_length)
-    row, segment, item_column, record_column = np.empty((4, len(order)), np.int64)
-    current, number, item_used, record_used = 0, 0, 0, 0
-    for window, items, records in zip(
-        order.tolist(), item_length[order].tolist(), record_length[order].tolist(), strict=True
-    ):
-        if item_used + items > item_room or record_used + records > record_room:
-            current, number, item_used, record_used = current + 1, 0, 0, 0
-        number += 1
-        row[window], segment[window], item_column[window], record_column[window] = current, number, item_used, record_used
-        item_used, record_used = item_used + items, record_used + records
-    return Packing(row, segment, item_column, record_column, current + 1, item_room, record_room)
+    shares = np.stack([item_length / item_room, record_length / record_room])
+    order = np.lexsort((-shares.sum(0), -shares.max(0)))
+    least_items, least_records = int(item_length.min(initial=item_room)), int(record_length.min(initial=record_room))
+    open_rows: list[list[int]] = []  # of each: index, windows, items and records so far
+    places: list[list[int]] = []
+    num_rows = 0
+    for items, records in zip(item_length[order].tolist(), record_length[order].tolist(), strict=True):
+        for row in open_rows:
+            if row[2] + items <= item_room and row[3] + records <= record_room:
+                break
+        else:
+            row = [num_rows, 0, 0, 0]
+            open_rows.append(row)
+            num_rows += 1
+        row[1] += 1
+        places.append(row.copy())
+        row[2] += items
+        row[3] += records
+        if row[2] + least_items > item_room or row[3] + least_records > record_room:
+            open_rows.remove(row)
+    columns = np.empty((4, len(order)), np.int64)
+    columns[:, order] = np.array(places, np.int64).reshape(-1, 4).T
+    return Packing(*columns, num_rows=max(1, num_rows), item_columns=item_room, record_columns=record_room)
 
 
 def _aligned(lengths: Ints) -> int:

@@ -58,12 +58,19 @@ class SavedCandidates:
                 raise ValueError(f"{ranker.name} gave {scores.shape} scores for {candidates.values.shape} candidates")
             if not np.isfinite(scores).all():
                 where = int(np.flatnonzero(~np.isfinite(scores))[0])
-                _refuse(ranker, scores[where], targets.row(int(candidates.owners[where]), named=True), candidates.values[where])
+                _refuse(
+                    ranker,
+                    scores[where],
+                    targets.row(int(candidates.owners[where]), named=True),
+                    candidates.values[where],
+                )
             tie_breaks = rng.random(len(scores))
             positives = self.num_positives[start : start + len(targets)]
             parts.append(candidate_ranks(scores, candidates, positives, tie_breaks).values)
             advance(len(targets))
-        return _measured(Ragged(np.concatenate(parts), offsets_of(self.num_positives)), self.candidates.lengths, self.ks)
+        return _measured(
+            Ragged(np.concatenate(parts), offsets_of(self.num_positives)), self.candidates.lengths, self.ks
+        )
 
 
 class Catalogue:
@@ -92,7 +99,9 @@ class Catalogue:
             seen = self._seen(targets, positives)
             block = ranker.catalogue_scores(targets)
             if block.shape != (len(targets), self.num_items):
-                raise ValueError(f"{ranker.name} gave {tuple(block.shape)}, not {(len(targets), self.num_items)} scores")
+                raise ValueError(
+                    f"{ranker.name} gave {tuple(block.shape)}, not {(len(targets), self.num_items)} scores"
+                )
             found = catalogue_ranks(block, positives=positives, existing=existing, seen=seen, k=self.ks[-1])
             _check(ranker, found, targets)
             ties_lost = np.floor(chance[start : start + len(targets)] * (found.equal + 1)).astype(np.int64)

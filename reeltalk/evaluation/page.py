@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reeltalk.evaluation.floors import ORACLE
-from reeltalk.evaluation.plots import Bar, bars, grouped_bars, lines, training_curves
+from reeltalk.evaluation.plots import Bar, Kind, Series, bars, grouped_bars, lines, training_curves
 
 TEMPLATE = "report.html"
 PROTOCOL_TITLES = {"sampled": "Saved candidates", "full": "Full ranking"}
@@ -35,7 +35,7 @@ class Row:
     """A system's line in the table."""
 
     system: str
-    kind: str  # reported, ceiling or other
+    kind: Kind
     cells: list[Cell]
 
 
@@ -65,6 +65,7 @@ def render(document: Document, *, training_log: pl.DataFrame | None = None) -> s
     """The page of a report's document (`Report.document`, or report.json read back)."""
     curve = None if training_log is None else training_curves(training_log)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["day"] = lambda text: text.replace("T", " ").replace("+00:00", " UTC")
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         report=document,
@@ -98,11 +99,15 @@ def best_other(document: Document, protocol: str, metric: str) -> str | None:
         for other, found in document["comparisons"].items()
         if other != ORACLE and metric in found.get(protocol, {})
     ]
-    return max(others, key=lambda other: float(document["systems"][other]["metrics"][protocol][metric]["mean"]), default=None)
+    return max(
+        others, key=lambda other: float(document["systems"][other]["metrics"][protocol][metric]["mean"]), default=None
+    )
 
 
 def _section(document: Document, protocol: str) -> Section:
-    systems = {name: found["metrics"][protocol] for name, found in document["systems"].items() if protocol in found["metrics"]}
+    systems = {
+        name: found["metrics"][protocol] for name, found in document["systems"].items() if protocol in found["metrics"]
+    }
     headline = headline_metric(document, protocol)
     order = sorted(systems, key=lambda name: -systems[name][headline]["mean"])
     columns = _columns(document, systems)
@@ -111,7 +116,8 @@ def _section(document: Document, protocol: str) -> Section:
         for column in columns
     }
     rows = [
-        Row(name, _kind(document, name), [_cell(systems[name][column], best[column]) for column in columns]) for name in order
+        Row(name, _kind(document, name), [_cell(systems[name][column], best[column]) for column in columns])
+        for name in order
     ]
     found = document["protocol"]["candidates"][protocol]
     return Section(
@@ -138,11 +144,11 @@ def _columns(document: Document, systems: Mapping[str, Mapping[str, Any]]) -> li
 
 def _cell(found: Mapping[str, Any], best: float | None) -> Cell:
     has_interval = found["low"] is not None
-    interval = f"{found['low']:.4f} – {found['high']:.4f}" if has_interval else ""  # noqa: RUF001
+    interval = f"{found['low']:.4f}-{found['high']:.4f}" if has_interval else ""
     return Cell(f"{found['mean']:.4f}", interval, found["mean"] == best)
 
 
-def _kind(document: Document, system: str) -> str:
+def _kind(document: Document, system: str) -> Kind:
     if system == document["system"]:
         return "reported"
     return "ceiling" if system == ORACLE else "other"
@@ -166,17 +172,14 @@ def _p_value(p: float | None) -> str:
 def _plots(document: Document, protocol: str, systems: Mapping[str, Any], order: list[str]) -> Iterator[str]:
     title, ks = PROTOCOL_TITLES[protocol], document["protocol"]["settings"]["ks"]
     headline = headline_metric(document, protocol)
-    yield bars(
-        f"{_shown(headline)}, {title.lower()}",
-        [Bar(name, **systems[name][headline], stands_out=name == document["system"]) for name in order],
-    )
+
+    def series(metrics: list[str]) -> list[Series]:
+        return [Series(name, _kind(document, name), [Bar(**systems[name][m]) for m in metrics]) for name in order]
+
+    yield bars(f"{_shown(headline)}, {title.lower()}", series([headline]))
     if len(ks) > 1:
         for metric in ("recall", "ndcg"):
-            yield lines(
-                f"{_shown(metric)} by K, {title.lower()}",
-                ks,
-                [(n, [systems[n][f"{metric}@{k}"]["mean"] for k in ks], n == document["system"]) for n in order],
-            )
+            yield lines(f"{_shown(metric)} by K, {title.lower()}", ks, series([f"{metric}@{k}" for k in ks]))
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class SegmentTable:
 
 
 def _segment_tables(document: Document) -> Iterator[SegmentTable]:
-    """The reported system beside the best other one and the oracle, under the last protocol (full where there is one)."""
+    """The reported system beside the best other one, under the last protocol (full ranking where there is one)."""
     protocol = list(document["metrics"])[-1]
     metric = headline_metric(document, protocol)
     other = best_other(document, protocol, metric)
@@ -199,7 +202,9 @@ def _segment_tables(document: Document) -> Iterator[SegmentTable]:
     for partition, segments in document["segments"].items():
         figures = {
             name: {
-                segment: document["systems"][name]["segments"][partition][segment]["metrics"].get(protocol, {}).get(metric)
+                segment: document["systems"][name]["segments"][partition][segment]["metrics"]
+                .get(protocol, {})
+                .get(metric)
                 for segment in segments
             }
             for name in systems
@@ -209,17 +214,14 @@ def _segment_tables(document: Document) -> Iterator[SegmentTable]:
             for segment, of in segments.items()
         ]
         filled = [segment for segment, of in segments.items() if of["targets"]]
-        plot = grouped_bars(
-            f"{_shown(metric)} by {partition}",
-            filled,
-            [(name, [_bar(name, figures[name][s]) for s in filled], name == document["system"]) for name in systems],
-        )
+        series = [Series(name, _kind(document, name), [_bar(figures[name][s]) for s in filled]) for name in systems]
+        plot = grouped_bars(f"{_shown(metric)} by {partition}", filled, series)
         title = {"users": "Users", "items": "Items", "history": "History length"}.get(partition, partition)
         yield SegmentTable(title, f"{_shown(metric)}, {PROTOCOL_TITLES[protocol].lower()}", systems, rows, Markup(plot))
 
 
-def _bar(name: str, found: Mapping[str, Any] | None) -> Bar | None:
-    return None if found is None else Bar(name, **found)
+def _bar(found: Mapping[str, Any] | None) -> Bar | None:
+    return None if found is None else Bar(**found)
 
 
 def _told(found: Mapping[str, Any] | None) -> str:

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, FAINT = "#010203", "#040506"  # stand for currentColor and for the page's grid colour until the drawing is embedded
 ACCENT = "#e4572e"
-OTHERS = ("#3d7ea6", "#8f7ac0", "#4a9d6f", "#c49a2c", "#7d8597", "#c06c96", "#5aa9b5")
+CEILING = "#8b929c"
+OTHERS = ("#3d7ea6", "#8f7ac0", "#4a9d6f", "#c49a2c", "#c06c96", "#5aa9b5", "#7a6a58")
+THIRD, HALF = 3.8, 5.6  # inches: what one of three, and one of two, drawings side by side gets of the page
+MARKED_POINTS = 40  # a line of fewer points shows them
+WHISKER: dict[str, Any] = {"ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -24,7 +29,7 @@ STYLE = {
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
     "grid.color": FAINT,
@@ -35,70 +40,91 @@ STYLE = {
 }
 
 
+Kind = Literal["reported", "ceiling", "other"]  # the system in question, what no system can reach, the rest
+
+
 @dataclass(frozen=True)
 class Bar:
-    """A mean with its interval; the one in question stands out."""
+    """A mean with its interval."""
 
-    name: str
     mean: float
     low: float | None = None
     high: float | None = None
-    stands_out: bool = False
+
+    @property
+    def end(self) -> float:
+        return self.mean if self.high is None else self.high
 
 
-def bars(title: str, of: Sequence[Bar]) -> str:
-    """Horizontal bars with error bars, the first on top."""
+@dataclass(frozen=True)
+class Series:
+    """A system's figures, one a group or a K; None where it has none."""
+
+    name: str
+    kind: Kind
+    bars: Sequence[Bar | None]
+
+
+def bars(title: str, of: Sequence[Series]) -> str:
+    """A horizontal bar a system, with its interval and its figure, the first on top."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 0.7 + 0.34 * len(of)), layout="constrained")
+        figure = Figure(figsize=(THIRD, 0.75 + 0.3 * len(of)), layout="constrained")
         axes = figure.subplots()
-        for place, bar in enumerate(of):
-            axes.barh(place, bar.mean, height=0.66, color=ACCENT if bar.stands_out else OTHERS[0], label=bar.name)
-            _whisker(axes, place, bar, is_flat=True)
-        reach = max([bar.mean if bar.high is None else bar.high for bar in of] + [1e-9])
-        for place, bar in enumerate(of):
-            end = bar.mean if bar.high is None else bar.high
-            axes.text(end + 0.015 * reach, place, f"{bar.mean:.4f}", va="center", fontsize=9)
-        axes.set_yticks(range(len(of)), [bar.name for bar in of])
-        axes.set_xlim(0, 1.16 * reach)
+        drawn = [(series, bar) for series in of for bar in series.bars if bar is not None]
+        reach = max([bar.end for _, bar in drawn] + [1e-9])
+        for place, (series, bar) in enumerate(drawn):
+            colour = {"reported": ACCENT, "ceiling": CEILING, "other": OTHERS[0]}[series.kind]
+            axes.barh(place, bar.mean, height=0.64, color=colour)
+            axes.errorbar(bar.mean, place, xerr=_reach(bar), fmt="none", **WHISKER)
+            axes.text(bar.end + 0.03 * reach, place, f"{bar.mean:.4f}", va="center", fontsize=9)
+        axes.set_yticks(range(len(drawn)), [series.name for series, _ in drawn])
+        axes.set_xlim(0, 1.27 * reach)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", linewidth=0.7)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(title)
         return _svg(figure, title)
 
 
-def lines(title: str, ks: Sequence[int], of: Sequence[tuple[str, Sequence[float], bool]]) -> str:
-    """A metric by K: (system, values, stands out) each."""
+def lines(title: str, ks: Sequence[int], of: Sequence[Series]) -> str:
+    """A metric by K, a line a system."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(THIRD, 3.2), layout="constrained")
         axes = figure.subplots()
-        for (name, values, stands_out), colour in zip(of, _colours([s for _, _, s in of]), strict=True):
-            axes.plot(ks, values, color=colour, label=name, marker="o", ms=4, lw=2.4 if stands_out else 1.4)
+        for series, colour in zip(of, _colours(of), strict=True):
+            values = [np.nan if bar is None else bar.mean for bar in series.bars]
+            dashes = "--" if series.kind == "ceiling" else "-"
+            width = 2.4 if series.kind == "reported" else 1.4
+            axes.plot(ks, values, color=colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
         axes.set_xticks(ks)
         axes.set_xlabel("K")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.7)
         axes.set_title(title)
-        figure.legend(loc="outside right upper", fontsize=9)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
         return _svg(figure, title)
 
 
-def grouped_bars(title: str, groups: Sequence[str], of: Sequence[tuple[str, Sequence[Bar | None], bool]]) -> str:
-    """Bars side by side in groups: (system, a bar or none a group, stands out) each."""
+def grouped_bars(title: str, groups: Sequence[str], of: Sequence[Series]) -> str:
+    """Bars of the systems side by side, a group each."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.2, 1.6 + 0.95 * len(groups)), 2.9), layout="constrained")
+        figure = Figure(figsize=(HALF, 2.6), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / max(1, len(of))
-        for place, ((name, found, _), colour) in enumerate(zip(of, _colours([s for _, _, s in of]), strict=True)):
+        for place, (series, colour) in enumerate(zip(of, _colours(of), strict=True)):
             shift = (place - (len(of) - 1) / 2) * width
-            drawn = [(group + shift, bar) for group, bar in enumerate(found) if bar is not None]
-            axes.bar([x for x, _ in drawn], [bar.mean for _, bar in drawn], width=width * 0.92, color=colour, label=name)
+            drawn = [(group + shift, bar) for group, bar in enumerate(series.bars) if bar is not None]
+            heights = [bar.mean for _, bar in drawn]
+            axes.bar([x for x, _ in drawn], heights, width=width * 0.92, color=colour, label=series.name)
             for x, bar in drawn:
-                _whisker(axes, x, bar, is_flat=False)
+                axes.errorbar(x, bar.mean, yerr=_reach(bar), fmt="none", **WHISKER)
         axes.set_xticks(range(len(groups)), list(groups))
         axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.grid(axis="y", linewidth=0.7)
         axes.set_title(title)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
         return _svg(figure, title)
 
 
@@ -111,34 +137,32 @@ def training_curves(log: pl.DataFrame) -> str | None:
     if "step" not in log.columns or not panels:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6 * len(panels), 3.1), layout="constrained")
+        figure = Figure(figsize=(HALF * len(panels), 2.9), layout="constrained")
         for axes, (title, of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for name, colour in zip(of, _colours([name == of[0] for name in of]), strict=True):
+            for name, colour in zip(of, (ACCENT, *OTHERS * len(of)), strict=False):
                 known = log.select("step", name).drop_nulls().sort("step")
-                axes.plot(known["step"], known[name], color=colour, label=name, lw=1.6, marker="o" if len(known) < 40 else None, ms=3)
+                marker = "o" if len(known) < MARKED_POINTS else None
+                axes.plot(known["step"], known[name], color=colour, label=name, lw=1.6, marker=marker, ms=3)
             axes.set_xlabel("step")
             axes.set_title(title)
             axes.grid(axis="y", linewidth=0.7)
             if len(of) > 1:
-                axes.legend(fontsize=9)
+                axes.legend(fontsize=8.5)
         return _svg(figure, "training")
 
 
-def _colours(stand_out: Sequence[bool]) -> list[str]:
-    """The accent for what stands out, for the others colours of their own."""
-    rest = iter(OTHERS * (1 + len(stand_out) // len(OTHERS)))
-    return [ACCENT if one else next(rest) for one in stand_out]
+def _colours(of: Sequence[Series]) -> list[str]:
+    """The accent for the reported system, grey for the ceiling, a colour of its own for each of the rest."""
+    rest = iter(OTHERS * (1 + len(of) // len(OTHERS)))
+    of_kind = {"reported": ACCENT, "ceiling": CEILING}
+    return [of_kind.get(series.kind) or next(rest) for series in of]
 
 
-def _whisker(axes: Axes, place: float, bar: Bar, *, is_flat: bool) -> None:
+def _reach(bar: Bar) -> list[list[float]] | None:
+    """How far the interval goes down and up; also where rounding puts a bound on the wrong side of the mean."""
     if bar.low is None or bar.high is None:
-        return
-    reach = [[max(0.0, bar.mean - bar.low)], [max(0.0, bar.high - bar.mean)]]
-    style = {"ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
-    if is_flat:
-        axes.errorbar(bar.mean, place, xerr=reach, fmt="none", **style)
-    else:
-        axes.errorbar(place, bar.mean, yerr=reach, fmt="none", **style)
+        return None
+    return [[max(0.0, bar.mean - bar.low)], [max(0.0, bar.high - bar.mean)]]
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -42,10 +42,14 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="of tie breaks, bootstrap and max_targets")
     max_targets: int = Field(default=0, ge=0, description="targets drawn at random; 0: all")
     user_long_tail: int | None = Field(
-        default=None, ge=0, description="most training events of a long-tail user; default: what 80 % of users stay within"
+        default=None,
+        ge=0,
+        description="most training events of a long-tail user; default: what 80 % of users stay within",
     )
     item_long_tail: int | None = Field(
-        default=None, ge=0, description="most training events of a long-tail item; default: what 80 % of items stay within"
+        default=None,
+        ge=0,
+        description="most training events of a long-tail item; default: what 80 % of items stay within",
     )
     history_bins: tuple[int, ...] = Field(
         default=(1, 5, 10, 20, 50), min_length=1, description="where bins of history lengths begin, beside 0"
@@ -161,7 +165,9 @@ def _protocol(
 ) -> dict[str, Any]:
     """How the figures came about, in figures and in words."""
     facts, config = dataset.manifest.facts, dataset.manifest.config
-    comments = "the positives and other comments of the watched item, not the user's own, that existed at the target's time"
+    comments = (
+        "the positives and other comments of the watched item, not the user's own, that existed at the target's time"
+    )
     drawn = {"uniform": "items that existed", "active": f"items active in the {config.get('active_days')} days before"}
     saved = {
         "item": f"the positive and items drawn once among {drawn.get(config.get('item_negatives', ''), 'items that existed')}, "
@@ -171,7 +177,9 @@ def _protocol(
     whole = "all items that existed at the target's time"
     words = {
         "sampled": f"the dataset's saved candidates: {saved[task]}",
-        "full": f"{whole}, without those the user had turned to before (the positive stays)" if settings.exclude_seen else whole,
+        "full": f"{whole}, without those the user had turned to before (the positive stays)"
+        if settings.exclude_seen
+        else whole,
     }
     days = {name: _date(facts.get(name)) for name in ("valid_from", "test_from")}
     return {

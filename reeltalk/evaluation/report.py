@@ -91,7 +91,9 @@ class Report:
                 for other, by_protocol in self.comparisons.items()
             },
             "dataset": self.dataset,
-            "model": None if model is None else {"digest": model.digest, "config": model.config, "versions": model.versions},
+            "model": None
+            if model is None
+            else {"digest": model.digest, "config": model.config, "versions": model.versions},
             "versions": versions(),
         }
 

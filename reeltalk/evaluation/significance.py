@@ -130,7 +130,9 @@ def compare(
     (a, of_a), (b, of_b) = _opened(run_a), _opened(run_b)
     names = [name for name in metric_columns(a) if name in metric_columns(b)]
     problems = [f"one is of dataset {of_a}, the other of dataset {of_b}"] if of_a and of_b and of_a != of_b else []
-    all_problems(DataError, f"{_name(run_a)} and {_name(run_b)} cannot be compared:", problems or _mismatches(a, b, names))
+    all_problems(
+        DataError, f"{_name(run_a)} and {_name(run_b)} cannot be compared:", problems or _mismatches(a, b, names)
+    )
     users = a["user_id"].to_numpy()
     a_TM, b_TM = a.select(names).to_numpy(), b.select(names).to_numpy()
     draws = bootstrap_means(np.hstack([a_TM, b_TM]), users, samples=samples, seed=seed)

@@ -69,7 +69,9 @@ class Table:
     def compare(self, system: str, other: str) -> Compared:
         """A system against another, under every protocol that both were measured under."""
         places = {column: place for place, column in enumerate(self.columns)}
-        pairs = [(places[c], places[other, *c[1:]]) for c in self.columns if c[0] == system and (other, *c[1:]) in places]
+        pairs = [
+            (places[c], places[other, *c[1:]]) for c in self.columns if c[0] == system and (other, *c[1:]) in places
+        ]
         a, b = ([pair[side] for pair in pairs] for side in (0, 1))
         results = comparisons(
             self.values_TM[:, a],
