@@ -228,7 +228,14 @@ def write_threads(folder: Path, **changes: object) -> Path:
     """Ann opens 1 and Ben opens 2; in 1 Ben posts, Ann answers him, Ben answers Ann and a post of unknown author."""
     folder.mkdir()
     threads = pl.DataFrame(
-        {"thread_id": [1, 2], "title": ["One", "Two"], "body": ["more", ""], "author": [10, 20], "created": [START] * 2}
+        {
+            "thread_id": [1, 2],
+            "forum": ["x", None],
+            "title": ["One", "Two"],
+            "body": ["more", ""],
+            "author": [10, 20],
+            "created": [START] * 2,
+        }
     )
     columns: dict[str, object] = {
         "comment_id": [1, 2, 3, 4, 5, 6, 7],
@@ -245,7 +252,7 @@ def write_threads(folder: Path, **changes: object) -> Path:
 
 def test_threads(tmp_path: Path) -> None:
     dataset = prepared("threads", write_threads(tmp_path / "raw"))
-    assert dataset.items["title"].to_list() == ["One\nmore", "Two"]
+    assert dataset.items["title"].to_list() == ["x: One\nmore", "Two"]
     assert dataset.users["user_key"].to_list() == ["10", "20"]
     assert dataset.comments["parent_id"].to_list() == [0, 1, 2, 0, 3, 4, 0]
     assert dataset.comments["user_id"].to_list() == [2, 1, 2, 0, 2, 2, 1]
@@ -260,6 +267,14 @@ def test_threads(tmp_path: Path) -> None:
     # 20's answer to their own post (3) is none; the answer to a post without author (4) is one
     assert events.rows() == [(1, 1, (START + 20) * 1000), (2, 2, (START + 30) * 1000), (2, 4, (START + 60) * 1000)]
     assert set(dataset.comment_events["behaviour"]) == {"reply"}
+
+
+def test_threads_repeated_posts_count_once(tmp_path: Path) -> None:
+    raw = write_threads(tmp_path / "raw")
+    comments = pl.read_parquet(raw / "comments.parquet")
+    pl.concat([comments, comments[:4]]).write_parquet(raw / "comments.parquet")
+    facts = prepared("threads", raw).manifest.facts
+    assert (facts["num_comments"], facts["num_item_events"], facts["num_comment_events"]) == (7, 2, 3)
 
 
 def test_threads_in_another_unit_or_type(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def train(
             logits = net(batch).flatten(0, 1)
             loss = torch.nn.functional.cross_entropy(logits, batch["y"].flatten() - 1, ignore_index=-1)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         seconds.append(time.perf_counter() - start)
     return seconds
@@ -80,15 +80,16 @@ def train(
 
 def top(net: FlatSASRecNet, histories: torch.Tensor) -> torch.Tensor:
     """The top 10 items of each history."""
-    scores = net.encode_last(histories) @ net.all_item_embeddings().T
+    scores: torch.Tensor = net.encode_last(histories) @ net.all_item_embeddings().T
     return scores.topk(protocol.TOP_K).indices + 1
 
 
 def rank(net: FlatSASRecNet, histories: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """RecTools' metrics of every user's top 10."""
-    found: dict[str, float] = compute_metrics(
-        torch.cat([top(net, part) for part in histories.split(RANKED_BATCH)]), targets
+    parts = torch.cat(
+        [top(net, histories[start : start + RANKED_BATCH]) for start in range(0, len(targets), RANKED_BATCH)]
     )
+    found: dict[str, float] = compute_metrics(parts, targets)
     return found
 
 

@@ -283,10 +283,9 @@ def _split_counts(candidates: pl.DataFrame) -> dict[str, int]:
 
 
 def _write(folder: Path, name: str, frame: pl.DataFrame) -> None:
-    schema = TABLES[name]
-    frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items()).write_parquet(
-        folder / f"{name}.parquet"
-    )
+    typed = frame.select(pl.col(column).cast(dtype) for column, dtype in TABLES[name].items())
+    # in one chunk: how many there are depends on the number of threads, and the file's bytes on the chunks
+    typed.rechunk().write_parquet(folder / f"{name}.parquet")
 
 
 def _int(value: Any) -> int:

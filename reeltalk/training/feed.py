@@ -157,5 +157,5 @@ def shuffled(
     for start in range(0, len(order), batch_size * num_ranks):
         chunk = order[start : start + batch_size * num_ranks]
         if len(chunk) < num_ranks:
-            chunk = np.resize(order, num_ranks) if len(chunk) == 0 else np.concatenate([chunk, order[: num_ranks - len(chunk)]])
+            chunk = np.concatenate([chunk, np.resize(order, num_ranks - len(chunk))])
         yield windows[chunk[rank::num_ranks]]

@@ -5,9 +5,10 @@
     threads.parquet   thread_id, title, created; forum, body, author may be missing
     comments.parquet  comment_id, thread_id, parent_id, author, created, text
 
-A thread is an item, its text "forum: title" and the body below; its posts are comments. Answering someone else's comment is a comment event on the comment answered
-(behaviour ``reply``); a user's first post in a thread that someone else opened is an item event (``comment``). Posts
-without an author, and answers to a comment that the file lacks, are comments but give no comment event.
+A thread is an item with the title ``forum: title`` and the body below; its posts are comments. Answering someone else's
+comment is a comment event on the comment answered (behaviour ``reply``); a user's first post in a thread that someone
+else opened is an item event (``comment``). Posts without an author, and answers to a comment that the file lacks, are
+comments but give no comment event.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ COLUMNS = {
     "threads": ("thread_id", "title", "created"),
     "comments": ("comment_id", "thread_id", "parent_id", "author", "created", "text"),
 }
-TEXTS = {"title", "body", "text"}
 KEYS = {"thread_id", "comment_id", "parent_id", "author"}
 MILLISECONDS = 100_000_000_000  # as seconds this is the year 5138
 
@@ -48,6 +48,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             problems += found
     all_problems(DataError, f"{raw} cannot be used as it is:", problems)
     threads, comments = frames["threads"], frames["comments"]
+    posts = comments.drop("text").unique("comment_id", keep="first", maintain_order=True)
     heading = pl.concat_str("forum", "title", separator=": ", ignore_nulls=True)
     body = pl.when(pl.col("body") != "").then("body")
     return RawLog(
@@ -56,7 +57,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             pl.concat_str(heading, body, separator="\n", ignore_nulls=True).alias("title"),
             "created",
         ),
-        item_events=_first_posts(threads, comments),
+        item_events=_first_posts(threads, posts),
         comments=comments.select(
             pl.col("comment_id").alias("comment_key"),
             pl.col("thread_id").alias("item_key"),
@@ -65,7 +66,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             pl.col("author").alias("user_key"),
             pl.col("parent_id").alias("parent_key"),
         ),
-        comment_events=_answers(comments),
+        comment_events=_answers(posts),
         origins={
             "items": str(paths["threads"]),
             "comments": str(paths["comments"]),
@@ -96,11 +97,11 @@ def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple
     return frame.with_columns(keys, pl.col("created") * SECOND), problems
 
 
-def _first_posts(threads: pl.LazyFrame, comments: pl.LazyFrame) -> pl.LazyFrame:
+def _first_posts(threads: pl.LazyFrame, posts: pl.LazyFrame) -> pl.LazyFrame:
     """Each user's first post in each thread that they did not open."""
     openers = threads.select("thread_id", pl.col("author").alias("opener"))
     return (
-        comments.filter(pl.col("author").is_not_null())
+        posts.filter(pl.col("author").is_not_null())
         .join(openers, on="thread_id", how="left", maintain_order="left")
         .filter(pl.col("author").ne_missing(pl.col("opener")))
         .sort("created", maintain_order=True)
@@ -114,10 +115,10 @@ def _first_posts(threads: pl.LazyFrame, comments: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _answers(comments: pl.LazyFrame) -> pl.LazyFrame:
-    parents = comments.select(pl.col("comment_id").alias("parent_id"), pl.col("author").alias("answered"))
+def _answers(posts: pl.LazyFrame) -> pl.LazyFrame:
+    parents = posts.select(pl.col("comment_id").alias("parent_id"), pl.col("author").alias("answered"))
     return (
-        comments.filter(pl.col("author").is_not_null())
+        posts.filter(pl.col("author").is_not_null())
         .join(parents, on="parent_id", maintain_order="left")
         .filter(pl.col("author").ne_missing(pl.col("answered")))
         .select(

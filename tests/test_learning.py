@@ -1,0 +1,155 @@
+"""Toys with a provable answer: each model finds it within a fixed number of plain AdamW steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from random_logs import ItemEvent, Log, Record, User, settings_of
+from torch import nn
+
+from reeltalk.data.dataset import Split
+from reeltalk.data.histories import Windows, request_windows, target_windows, training_windows
+from reeltalk.data.ragged import Ragged, offsets_of
+from reeltalk.models import MODELS, build
+from reeltalk.models.candidate_features import CandidateFeatures
+from reeltalk.models.recommender import Recommender
+from reeltalk.objectives import Terms, comment_objective, comment_scores, item_objective, target_preferences
+from reeltalk.training.feed import CommentPool, Feed
+
+LENGTH = 12
+NO_COMMENTS = CommentPool(*(np.zeros(0, np.int64) for _ in range(3)))
+
+
+def model_for(name: str, task: str, log: Log) -> Recommender:
+    titles = torch.from_numpy(log.titles if MODELS[name].reads_text else log.titles[:, :0])
+    settings = settings_of(name, dim=16, inner_dim=32, dropout=0.1)
+    return build(name, task, settings, titles=titles, history_length=LENGTH, seed=0)  # type: ignore[arg-type]
+
+
+def step(optimizer: torch.optim.Optimizer, terms: Terms) -> float:
+    loss = torch.stack([total / count for total, count in terms.values()]).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+# items ------------------------------------------------------------------------------------------------------------------
+
+
+def cycle_log(num_items: int = 12, num_users: int = 60) -> Log:
+    """Everyone watches the items in a ring, from anywhere in it: the next is always (i + 1) mod n."""
+    rng = np.random.default_rng(0)
+    users = []
+    for _ in range(num_users):
+        first, length = rng.integers(num_items), rng.integers(3, LENGTH)
+        users.append(User([ItemEvent(time, int(first + time) % num_items + 1) for time in range(int(length))]))
+    titles = rng.normal(size=(num_items + 1, 8)).astype(np.float32)
+    return Log(users, np.zeros(num_items, np.int64), np.ones(num_items + 1, bool), NO_COMMENTS, titles, np.zeros((1, 8), np.float32))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if "item" in spec.tasks])
+def test_the_next_item_of_a_ring(name: str) -> None:
+    log = cycle_log()
+    model = model_for(name, "item", log)
+    feed = log.feed("item", has_start=model.has_start)
+    windows = training_windows(log.histories, "item", length=LENGTH, has_start=model.has_start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    torch.manual_seed(0)
+    losses = [step(optimizer, item_objective(model.train(), *feed.item_batch(windows))) for _ in range(60)]
+    assert losses[-1] < losses[0] / 4
+    everyone = np.arange(1, len(log.users) + 1)
+    request = request_windows(log.histories, "item", everyone, np.full(len(everyone), 1_000), length=LENGTH)
+    with torch.no_grad():
+        preference_TD = target_preferences(model.eval(), *feed.item_batch(request))
+        best = (preference_TD @ model.item_vectors()[1:].T).argmax(1) + 1
+    expected = [user.items[-1].item % log.num_items + 1 for user in log.users]
+    assert best.tolist() == expected  # Recall@1 = 1
+
+
+# comments ---------------------------------------------------------------------------------------------------------------
+
+STYLES = 3
+
+
+def style_log(*, by_title: bool, num_users: int = 240, num_items: int = 9) -> Log:
+    """Three comments under each item, one of each style; which one a user answers is the user's style.
+
+    With `by_title` it is the user's style for items of this kind, which differs from kind to kind: each user meets all
+    kinds, in some order, before meeting one of them again, which is the last record.
+    """
+    rng = np.random.default_rng(1)
+    kind, style = np.eye(STYLES, 8), np.eye(STYLES, 8, k=STYLES)
+    titles = np.concatenate([np.zeros((1, 8)), kind[np.arange(num_items) % STYLES]]) + rng.normal(0, 0.05, (num_items + 1, 8))
+    texts = np.concatenate([np.zeros((1, 8)), np.tile(style, (num_items, 1))])
+    texts[1:] += rng.normal(0, 0.05, texts[1:].shape)
+    offsets = offsets_of([0, *[STYLES] * num_items])
+    users = []
+    for user in range(num_users):
+        answer = rng.permutation(STYLES) if by_title else np.full(STYLES, rng.integers(STYLES))
+        kinds = [*rng.permutation(STYLES), rng.integers(STYLES)]
+        records = []
+        for place, wanted in enumerate(kinds):
+            item = int(wanted + STYLES * rng.integers(num_items // STYLES)) + 1
+            split = Split.TEST if place == STYLES and user >= num_users // 2 else Split.TRAIN
+            comment = int(offsets[item] + answer[wanted]) + 1
+            records.append(Record(place * 10 + 5, place * 10 + 6, item, (comment,), split))
+        users.append(User([], records))
+    pool = CommentPool(offsets, np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64))
+    vectors = (values.astype(np.float32) for values in (titles, texts))
+    return Log(users, np.zeros(num_items, np.int64), np.ones(num_items + 1, bool), pool, *vectors)
+
+
+def held_out(log: Log) -> tuple[Windows, NDArray[np.int64], Ragged]:
+    """The last records of the users held out, with all comments of the item as candidates."""
+    histories = log.histories
+    rows = np.flatnonzero(histories.record_split == Split.TEST)
+    items = histories.record_item[rows]
+    candidates = (log.pool.offsets[items][:, None] + np.arange(1, STYLES + 1)).astype(np.int32)
+    ragged = Ragged(candidates.reshape(-1), np.arange(len(rows) + 1) * STYLES)
+    return target_windows(histories, "comment", rows, length=LENGTH), items, ragged
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if "comment" in spec.tasks])
+@pytest.mark.parametrize(("by_title", "steps"), [(False, 40), (True, 150)])
+def test_the_comment_a_user_answers(name: str, by_title: bool, steps: int) -> None:
+    """Users whose last record was held out, and with it which of their styles is asked for."""
+    log = style_log(by_title=by_title)
+    model = model_for(name, "comment", log)
+    feed = log.feed("comment", has_start=model.has_start)
+    windows = training_windows(log.histories, "comment", length=LENGTH, has_start=model.has_start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    torch.manual_seed(0)
+    losses = []
+    for seed in range(steps):
+        batch, targets = feed.comment_batch(windows, rng=np.random.default_rng(seed))
+        losses.append(step(optimizer, comment_objective(model.train(), None, batch, targets)))
+    print(losses[::10])
+    assert losses[-1] < losses[0] * 0.8
+    asked, items, candidates = held_out(log)
+    with torch.no_grad():
+        score_TC, _ = comment_scores(model.eval(), None, *feed.candidate_batch(asked, items, candidates))
+    chosen = candidates.values.reshape(-1, STYLES)[np.arange(len(items)), score_TC.argmax(1).numpy()]
+    answered = [user.records[-1].comments[0] for user in log.users if user.records[-1].split == Split.TEST]
+    assert np.mean(chosen == answered) > 0.97
+
+
+def test_candidate_features_learn_that_the_freshest_is_answered() -> None:
+    """Nothing but the age tells the candidates apart."""
+    generator = torch.Generator().manual_seed(0)
+    age_TC1 = torch.rand(200, 6, 1, generator=generator) * 15
+    feature_TCF = torch.cat([age_TC1, torch.rand(200, 6, 1, generator=generator)], dim=2)
+    is_candidate_TC = torch.rand(200, 6, generator=generator) < 0.8
+    is_candidate_TC[:, 0] = True
+    freshest_T = age_TC1[..., 0].masked_fill(~is_candidate_TC, torch.inf).argmin(1)
+    torch.manual_seed(0)
+    features = CandidateFeatures()
+    optimizer = torch.optim.AdamW(features.parameters(), lr=0.02, weight_decay=0.0)
+    for _ in range(150):
+        score_TC = features(feature_TCF, is_candidate_TC).masked_fill(~is_candidate_TC, -torch.inf)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(score_TC, freshest_T).backward()
+        optimizer.step()
+    assert float((score_TC.argmax(1) == freshest_T).double().mean()) > 0.97
