@@ -24,7 +24,7 @@ format: $(READY)  ## put the code into shape
 	@$(BIN)/ruff format .
 
 bench: $(READY)  ## run the benchmarks and write benchmarks/results.json (long)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/run.sh
+	@$(BIN)/python -m benchmarks.run
 
 clean:  ## remove the virtual environment, the demo's output and caches
 	rm -rf .venv runs build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

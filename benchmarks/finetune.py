@@ -193,7 +193,7 @@ def goals_in(measured: Path | None) -> dict[int, float]:
     """RecBole's validation values after the protocol's numbers of passes, as far as they were measured."""
     if measured is None or not measured.exists():
         return {}
-    values = {one.name: one.value for one in read_measurements(measured.read_text()) if one.system == "recbole"}
+    values = {one.name: one.value for one in read_measurements(measured.read_text()) if one.system == protocol.RECBOLE}
     named = {passes: protocol.ndcg_after(passes) for passes in protocol.CURVE_PASSES}
     return {passes: values[name] for passes, name in named.items() if name in values}
 

@@ -1,7 +1,7 @@
 """Folders that a step writes: whole or not there at all, and able to say what they were made from.
 
-Every step reads folders and writes one. A folder is finished when it holds ``manifest.json``, which is written last. Steps
-that cannot go on where they were (`new_folder`) write beside their target and rename at the end; long steps
+Every step reads folders and writes one. A folder is finished when it holds ``manifest.json``, which is written last.
+Steps that cannot go on where they were (`new_folder`) write beside their target and rename at the end; long steps
 (`resumable_folder`) write in place, keep ``progress.json`` while they run, and go on from it when they are run again.
 """
 
@@ -31,8 +31,8 @@ LIBRARIES = ("reeltalk", "numpy", "polars", "torch", "lightning", "transformers"
 class Manifest:
     """What a finished folder says of itself.
 
-    ``digest`` names the content: it is the hash of the config, the parents' digests and the files' hashes, so two folders
-    with the same digest hold the same bytes. ``facts`` are figures worth a look (counts, dropped rows).
+    ``digest`` names the content: it is the hash of the config, the parents' digests and the files' hashes, so two
+    folders with the same digest hold the same bytes. ``facts`` are figures worth a look (counts, dropped rows).
     """
 
     kind: str
@@ -77,8 +77,8 @@ def write_json(path: Path, value: object) -> None:
 def read_manifest(folder: Path, kind: str) -> Manifest:
     """The manifest of a finished folder of this kind.
 
-    Raises ArtifactError where the folder is missing, unfinished, of another kind, made by another format version, or lacks
-    a file that its manifest names.
+    Raises ArtifactError where the folder is missing, unfinished, of another kind, made by another format version, or
+    lacks a file that its manifest names.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -144,7 +144,9 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         return
     if overwrite and (out / MANIFEST).is_file():
         return
-    way_out = "choose another folder" if overwrite else "choose another folder, or pass --overwrite to replace a finished one"
+    way_out = (
+        "choose another folder" if overwrite else "choose another folder, or pass --overwrite to replace a finished one"
+    )
     raise ArtifactError(f"{out} already exists and is not empty; {way_out}")
 
 
@@ -173,7 +175,8 @@ def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
     """Open `out` for a long step; True where an interrupted run of the same step left its progress there.
 
-    Raises ArtifactError where `out` is finished, holds something else, or was begun with another config or other parents.
+    Raises ArtifactError where `out` is finished, holds something else, or was begun with another config or other
+    parents.
     """
     identity = {"kind": kind, "config": json.loads(json.dumps(dict(config), default=str)), "parents": dict(parents)}
     path = out / PROGRESS

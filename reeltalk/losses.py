@@ -34,6 +34,7 @@ class _SoftmaxSum(torch.autograd.Function):
         preference_TD: Tensor,
         item_ND: Tensor,
         target_T: Tensor,
+        first_T: Tensor,
         existing_T: Tensor,
         dtype: torch.dtype,
         block: int,
@@ -58,22 +59,26 @@ class _SoftmaxSum(torch.autograd.Function):
         d_item = torch.zeros(num_items, width, dtype=exact, device=item.device)
         for start in range(0, num_targets, rows):
             chunk = preference[start : start + rows]
-            existing = existing_T[start : start + rows]
-            first, last = int(existing[0]), int(existing[-1])  # rising: beyond `last` nothing exists for any row
-            buffer = weights[: len(chunk) * last].view(len(chunk), last)
-            weight = torch.mm(chunk, item[:last].t(), out=buffer)
-            if first < last:
-                is_to_come = torch.arange(first, last, device=item.device) >= existing[:, None]
-                weight[:, first:].masked_fill_(is_to_come, -torch.inf)
+            begin, end = first_T[start : start + rows], existing_T[start : start + rows]
+            lowest, highest = int(begin.min()), int(end.max())  # beyond them no row of the block has a competitor
+            used = slice(lowest, highest)
+            buffer = weights[: len(chunk) * (highest - lowest)].view(len(chunk), -1)
+            weight = torch.mm(chunk, item[used].t(), out=buffer)
+            if int(begin.max()) > lowest:
+                is_outdated = torch.arange(lowest, int(begin.max()), device=item.device) < begin[:, None]
+                weight[:, : is_outdated.shape[1]].masked_fill_(is_outdated, -torch.inf)
+            if int(end.min()) < highest:
+                is_to_come = torch.arange(int(end.min()), highest, device=item.device) >= end[:, None]
+                weight[:, -is_to_come.shape[1] :].masked_fill_(is_to_come, -torch.inf)
             shift = target_score.new_zeros(chunk.shape[0]) if is_safe else weight.amax(1).to(exact)
             if not is_safe:
                 weight -= shift.to(dtype)[:, None]
-            mixed = torch.mm(weight.exp_(), item_and_sums[:last]).to(exact)
+            mixed = torch.mm(weight.exp_(), item_and_sums[used]).to(exact)
             total = mixed[:, width:].sum(1)
             loss += (total.log() + shift - target_score[start : start + rows]).sum()
             if wants_gradient:
                 d_preference[start : start + rows] = mixed[:, :width] / total[:, None]
-                d_item[:last] += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
+                d_item[used] += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
         if wants_gradient:
             d_preference -= item.to(exact)[target_T]
             d_item.index_add_(0, target_T, preference.to(exact), alpha=-1)
@@ -84,7 +89,7 @@ class _SoftmaxSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_preference, d_item = ctx.saved_tensors  # type: ignore[attr-defined]
-        return d_preference * d_loss, d_item * d_loss, None, None, None, None
+        return d_preference * d_loss, d_item * d_loss, None, None, None, None, None
 
 
 def full_softmax(
@@ -92,6 +97,7 @@ def full_softmax(
     item_ND: Tensor,
     target_T: Tensor,
     *,
+    first_T: Tensor | None = None,
     existing_T: Tensor | None = None,
     dtype: torch.dtype | None = None,
     block: int = BLOCK_ELEMENTS,
@@ -101,23 +107,23 @@ def full_softmax(
     Paper: LSVCR eq 17 (InfoNCE over the entire set of items), SASRec with cross-entropy. Temperature and cosine
     similarity belong into the inputs: pass normalised vectors, one side divided by the temperature.
 
-    target_T holds rows of item_ND (0-based). `existing_T`: only the first so many items compete with the target, those
-    that existed at its time (items are ordered by creation); all of them where None. `dtype` is what the products are made
-    in (`matmul_dtype()` where None and the inputs are float32 or less; the inputs' own where they are float64); sums are
-    accumulated in float32 or better.
+    target_T holds rows of item_ND (0-based). Of the items, which are ordered by creation, the rows first_T up to existing_T
+    compete with a target: those that existed at its time, and were not outdated; all of them where None. `dtype` is what the products are
+    made in (`matmul_dtype()` where None and the inputs are float32 or less; the inputs' own where they are float64);
+    sums are accumulated in float32 or better.
     """
     if preference_TD.shape[0] == 0:
         return preference_TD.sum() * 0.0
     if dtype is None:
         is_double = preference_TD.dtype == torch.float64
         dtype = torch.float64 if is_double else matmul_dtype(preference_TD.device)
-    if existing_T is None:
-        existing_T = torch.full_like(target_T, len(item_ND))
-    elif (existing_T != existing_T[0]).any():
+    first_T = torch.zeros_like(target_T) if first_T is None else first_T
+    existing_T = torch.full_like(target_T, len(item_ND)) if existing_T is None else existing_T
+    if (existing_T != existing_T[0]).any():  # in order of time, so that the targets of a block share most competitors
         existing_T, order_T = existing_T.sort()
-        preference_TD, target_T = preference_TD[order_T], target_T[order_T]
+        preference_TD, target_T, first_T = preference_TD[order_T], target_T[order_T], first_T[order_T]
     with torch.autocast(preference_TD.device.type, enabled=False):
-        loss: Tensor = _SoftmaxSum.apply(preference_TD, item_ND, target_T, existing_T, dtype, block)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SoftmaxSum.apply(preference_TD, item_ND, target_T, first_T, existing_T, dtype, block)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -135,8 +141,8 @@ def id_text_regularisation(
 ) -> Tensor:
     """Sum over pairs of InfoNCE between ID and text embeddings, half each way, against sampled pairs of the batch.
 
-    Paper: LSVCR eq 16; both directions as in its reference settings. `negative_C` holds rows of the batch that serve all
-    pairs as negatives, except those of the same item.
+    Paper: LSVCR eq 16; both directions as in its reference settings. `negative_C` holds rows of the batch that serve
+    all pairs as negatives, except those of the same item.
     """
     identity, text = unit(widened(id_MD)), unit(widened(text_MD))
     positive = (identity * text).sum(1) / temperature

@@ -1,6 +1,7 @@
 """What a stage trains for: recommender and batch in, loss terms as (sum, count) out.
 
-Terms stay apart as sums and counts, so that accumulation, many processes and logging all divide by the same number once.
+Terms stay apart as sums and counts, so that accumulation, many processes and logging all divide by the same number
+once.
 
 Shapes: T targets, C candidates, R rows, L positions, D width.
 """
@@ -37,8 +38,15 @@ def comment_scores(
 def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets, *, regularise: bool = False) -> Terms:
     """Eq 17 (both terms of eq 18 with `regularise`): the next item among all that existed, at every position."""
     step = recommender.item_step(batch, regularise=regularise)
-    preference_TD = _at_targets(step.preferences, targets)
-    loss = full_softmax(preference_TD, step.vectors[1:], targets.item_T - 1, existing_T=targets.existing_T)
+    is_fresh_T = targets.item_T > targets.first_T  # a target that is itself outdated is not trained on
+    preference_TD = _at_targets(step.preferences, targets)[is_fresh_T]
+    loss = full_softmax(
+        preference_TD,
+        step.vectors[1:],
+        targets.item_T[is_fresh_T] - 1,
+        first_T=targets.first_T[is_fresh_T],
+        existing_T=targets.existing_T[is_fresh_T],
+    )
     return _terms(loss, len(preference_TD), step)
 
 

@@ -129,8 +129,8 @@ def random_log(
 ) -> Log:
     """Some users have no item event, some no record, user 1 neither; some texts are empty, some records without comments.
 
-    Comments under items 1, 2, .. are ids 1, 2, .. in order of creation; items 1 and 2 have none. Only items that exist are
-    watched. Items 4 and 9 are unknown.
+    Comments under items 1, 2, .. are ids 1, 2, .. in order of creation; items 1 and 2 have none. Only items that exist
+    are watched. Items 4 and 9 are unknown.
     """
     rng = np.random.default_rng(seed)
     item_created = np.sort(rng.integers(0, max_time, num_items))

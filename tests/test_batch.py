@@ -80,7 +80,9 @@ def test_every_entry_stands_in_the_grid_once(task: Task, has_start: bool) -> Non
             assert grid.horizon_RL[cells].tolist() == moments[1 - start :]
             if has_start:
                 assert grid.item_RL[row, first] == 0 and grid.known_RL[row, first] == -1
-            assert batch.comment_U[grid.comment_RLK[events]].tolist() == comments(log, history, is_items, grid.comment_RLK)
+            assert batch.comment_U[grid.comment_RLK[events]].tolist() == comments(
+                log, history, is_items, grid.comment_RLK
+            )
     for grid in (batch.items, batch.records):
         is_padding = grid.segment_RL == 0
         assert (grid.item_RL[is_padding] == 0).all() and (grid.comment_RLK[is_padding] == 0).all()

@@ -409,10 +409,10 @@ def test_random_order_is_chance_and_the_oracle_is_there_only_for_simulated_data(
     settings = EvaluationSettings(bootstrap_samples=400, confidence=0.9999)
     report = evaluate(toy_dataset, {"random": floors(toy_dataset, task)["random"]}, settings=settings)["random"]
     found = report.metrics["sampled"]["recall@5"]
-    chance = (5 / report.per_user["sampled.candidates"]).clip(0, 1).mean()
+    chance = np.minimum(1, 5 / report.per_user["sampled.candidates"].to_numpy()).mean()
     assert found.low is not None
     assert found.high is not None
-    assert found.low <= chance <= found.high
+    assert found.low <= float(chance) <= found.high
 
 
 # segments
@@ -542,7 +542,7 @@ def test_runs_that_do_not_match_are_not_compared(toy_dataset: Dataset) -> None:
     run = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"].per_user
     with pytest.raises(DataError, match=r"3 \(user_id, target\) are in the first run alone"):
         compare(run, run[3:])
-    with pytest.raises(DataError, match="second run holds .* more than once"):
+    with pytest.raises(DataError, match=r"second run holds .* more than once"):
         compare(run, pl.concat([run, run[:1]]))
     with pytest.raises(DataError, match="share no metric"):
         compare(run, run.select("user_id", "target"))

@@ -103,7 +103,9 @@ def test_candidate_batch_keeps_candidates_and_their_order(log: Log) -> None:
     rows = np.arange(len(histories.start))[::-1].copy()
     windows = target_windows(histories, "comment", rows, length=50)
     lists = [[3, 1, 2], [], [5], *[[1, 4]] * (len(rows) - 3)]
-    ragged = Ragged(np.array([c for ids in lists for c in ids], dtype=np.int32), offsets_of([len(ids) for ids in lists]))
+    ragged = Ragged(
+        np.array([c for ids in lists for c in ids], dtype=np.int32), offsets_of([len(ids) for ids in lists])
+    )
     batch, targets = log.feed("comment").candidate_batch(windows, histories.record_item[rows], ragged)
     ids = batch.comment_U[targets.candidate_TC].tolist()
     assert ids == [row + [0] * (3 - len(row)) for row in lists]
@@ -138,7 +140,9 @@ def test_the_last_comments_of_a_record_are_read(log: Log, record_comments: int) 
     rows = np.flatnonzero(np.diff(histories.record_offsets)[1:] > 1) + 1
     windows = request_windows(histories, "comment", rows, np.full(len(rows), 1_000), length=50)
     feed = replace(log.feed("comment"), record_comments=record_comments)
-    batch, targets = feed.candidate_batch(windows, np.ones(len(rows), np.int64), Ragged.from_lists(empty_lists(len(rows))))
+    batch, targets = feed.candidate_batch(
+        windows, np.ones(len(rows), np.int64), Ragged.from_lists(empty_lists(len(rows)))
+    )
     ids = batch.comment_U[batch.records.comment_RLK].flatten(0, 1)[targets.position_T]
     for user, found in zip(rows, ids.tolist(), strict=True):
         chosen = log.users[user - 1].records[-1].comments[-record_comments:]
@@ -151,8 +155,12 @@ def empty_lists(count: int):  # type: ignore[no-untyped-def]
     return pl.Series([[]] * count, dtype=pl.List(pl.Int32))
 
 
-@pytest.mark.parametrize(("count", "batch_size", "num_ranks"), [(10, 3, 1), (10, 3, 2), (13, 4, 3), (2, 4, 5), (12, 2, 3)])
-def test_shuffled_deals_every_window_and_every_rank_as_many_batches(log: Log, count: int, batch_size: int, num_ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "batch_size", "num_ranks"), [(10, 3, 1), (10, 3, 2), (13, 4, 3), (2, 4, 5), (12, 2, 3)]
+)
+def test_shuffled_deals_every_window_and_every_rank_as_many_batches(
+    log: Log, count: int, batch_size: int, num_ranks: int
+) -> None:
     windows = training_windows(log.histories, "item", length=50, has_start=True)[:count]
 
     def dealt(epoch: int) -> list[list[list[int]]]:

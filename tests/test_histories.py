@@ -47,7 +47,9 @@ def test_training_windows_hold_every_target_once(
     histories = histories_of(users_with(counts, task))
     offsets, split, times = anchor(histories, task)
     windows = training_windows(histories, task, length=length, has_start=has_start)
-    targets = [row for first, last in zip(windows.first_target, windows.end, strict=True) for row in range(first, last + 1)]
+    targets = [
+        row for first, last in zip(windows.first_target, windows.end, strict=True) for row in range(first, last + 1)
+    ]
     expected = [
         row
         for user in range(1, len(counts) + 1)

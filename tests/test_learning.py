@@ -16,7 +16,7 @@ from reeltalk.models import MODELS, build
 from reeltalk.models.candidate_features import CandidateFeatures
 from reeltalk.models.recommender import Recommender
 from reeltalk.objectives import Terms, comment_objective, comment_scores, item_objective, target_preferences
-from reeltalk.training.feed import CommentPool, Feed
+from reeltalk.training.feed import CommentPool
 
 LENGTH = 12
 NO_COMMENTS = CommentPool(*(np.zeros(0, np.int64) for _ in range(3)))
@@ -36,7 +36,8 @@ def step(optimizer: torch.optim.Optimizer, terms: Terms) -> float:
     return float(loss.detach())
 
 
-# items ------------------------------------------------------------------------------------------------------------------
+# items
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def cycle_log(num_items: int = 12, num_users: int = 60) -> Log:
@@ -47,7 +48,14 @@ def cycle_log(num_items: int = 12, num_users: int = 60) -> Log:
         first, length = rng.integers(num_items), rng.integers(3, LENGTH)
         users.append(User([ItemEvent(time, int(first + time) % num_items + 1) for time in range(int(length))]))
     titles = rng.normal(size=(num_items + 1, 8)).astype(np.float32)
-    return Log(users, np.zeros(num_items, np.int64), np.ones(num_items + 1, bool), NO_COMMENTS, titles, np.zeros((1, 8), np.float32))
+    return Log(
+        users,
+        np.zeros(num_items, np.int64),
+        np.ones(num_items + 1, bool),
+        NO_COMMENTS,
+        titles,
+        np.zeros((1, 8), np.float32),
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if "item" in spec.tasks])
@@ -69,7 +77,8 @@ def test_the_next_item_of_a_ring(name: str) -> None:
     assert best.tolist() == expected  # Recall@1 = 1
 
 
-# comments ---------------------------------------------------------------------------------------------------------------
+# comments
+# ---------------------------------------------------------------------------------------------------------------
 
 STYLES = 3
 
@@ -82,7 +91,9 @@ def style_log(*, by_title: bool, num_users: int = 240, num_items: int = 9) -> Lo
     """
     rng = np.random.default_rng(1)
     kind, style = np.eye(STYLES, 8), np.eye(STYLES, 8, k=STYLES)
-    titles = np.concatenate([np.zeros((1, 8)), kind[np.arange(num_items) % STYLES]]) + rng.normal(0, 0.05, (num_items + 1, 8))
+    titles = np.concatenate([np.zeros((1, 8)), kind[np.arange(num_items) % STYLES]]) + rng.normal(
+        0, 0.05, (num_items + 1, 8)
+    )
     texts = np.concatenate([np.zeros((1, 8)), np.tile(style, (num_items, 1))])
     texts[1:] += rng.normal(0, 0.05, texts[1:].shape)
     offsets = offsets_of([0, *[STYLES] * num_items])

@@ -15,7 +15,9 @@ from reeltalk.losses import BLOCK_ELEMENTS, full_softmax, id_text_regularisation
 T, N, D = 23, 37, 6
 
 
-def scores_and_target(scale: float, dtype: torch.dtype, *, rows: int = T, items: int = N) -> tuple[Tensor, Tensor, Tensor]:
+def scores_and_target(
+    scale: float, dtype: torch.dtype, *, rows: int = T, items: int = N
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     preference_TD = torch.randn(rows, D, generator=generator, dtype=torch.float64) * scale
     item_ND = torch.randn(items, D, generator=generator, dtype=torch.float64)
@@ -27,7 +29,9 @@ def with_gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
-def reference(preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, existing_T: Tensor | None = None) -> list[Tensor]:
+def reference(
+    preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, existing_T: Tensor | None = None
+) -> list[Tensor]:
     """The same through the whole matrix of scores, in float64."""
     preference, item = preference_TD.detach().double().requires_grad_(), item_ND.detach().double().requires_grad_()
     score_TN = preference @ item.T

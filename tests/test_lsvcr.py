@@ -28,7 +28,8 @@ Vector = NDArray[np.float64]
 Weights = dict[str, Vector]
 
 
-# the parts, one vector at a time ---------------------------------------------------------------------------------------
+# the parts, one vector at a time
+# ---------------------------------------------------------------------------------------
 
 
 def linear(weights: Weights, name: str, x: Vector) -> Vector:
@@ -68,7 +69,9 @@ def multi_head_attention(weights: Weights, name: str, query: Vector, keys: list[
 def transformer_layer(weights: Weights, name: str, query: Vector, keys: list[Vector], num_heads: int) -> Vector:
     mixed = multi_head_attention(weights, f"{name}.attention", query, keys, num_heads)
     x = norm(weights, f"{name}.attention_norm", query + mixed)
-    return norm(weights, f"{name}.inner_norm", x + linear(weights, f"{name}.outer", gelu(linear(weights, f"{name}.inner", x))))
+    return norm(
+        weights, f"{name}.inner_norm", x + linear(weights, f"{name}.outer", gelu(linear(weights, f"{name}.inner", x)))
+    )
 
 
 def causal_encoder(weights: Weights, name: str, entries: list[Vector], num_heads: int) -> list[Vector]:
@@ -88,7 +91,8 @@ def weights_of(model: torch.nn.Module) -> Weights:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-# LSVCR, written from the equations ----------------------------------------------------------------------------------------
+# LSVCR, written from the equations
+# ----------------------------------------------------------------------------------------
 
 
 class Slow:
@@ -122,7 +126,11 @@ class Slow:
         """Z + P with ID embeddings (section 4.4.1), the whole position table in order (eq 3), after a start entry."""
         inputs = [self.w[f"starts.{which}"]]
         for place, (item, comments) in enumerate(events):
-            inputs.append(self.z(item, comments) + self.w["id_gate"] * self.identity(item) + self.w[f"positions.{which}.weight"][place])
+            inputs.append(
+                self.z(item, comments)
+                + self.w["id_gate"] * self.identity(item)
+                + self.w[f"positions.{which}.weight"][place]
+            )
         return [norm(self.w, f"input_norms.{which}", x) for x in inputs]
 
     def fused_items(self, items: list, records: list[Record], moments: list[int]) -> list[Vector]:  # type: ignore[type-arg]
@@ -180,11 +188,7 @@ class Slow:
 
 def each_target(log: Log, task: Task) -> list[tuple[User, int]]:
     """(user, place of the target in the history that the task predicts), in the order of the histories' rows."""
-    return [
-        (user, place)
-        for user in log.users
-        for place in range(len(user.items if task == "item" else user.records))
-    ]
+    return [(user, place) for user in log.users for place in range(len(user.items if task == "item" else user.records))]
 
 
 def slow_item(slow: Slow, user: User, place: int) -> tuple[list[float], Vector]:
@@ -354,7 +358,9 @@ def test_eq_17_item_objective(log: Log, model: LSVCR) -> None:
         preference = slow_item(slow, user, place)[1]
         event = user.items[place]
         scores = [
-            float(preference @ vector) for vector, created in zip(vectors, log.created, strict=True) if created <= event.time
+            float(preference @ vector)
+            for vector, created in zip(vectors, log.created, strict=True)
+            if created <= event.time
         ]
         expected += -np.log(softmax(scores)[event.item - 1])
     loss, count = terms["softmax"]
@@ -410,7 +416,9 @@ def test_sasrec(log: Log) -> None:
     """SASRec's preference before every event but a user's first."""
     model = cast(SASRec, random_model("sasrec", "item", log, length=LENGTH))
     w = weights_of(model)
-    rows, fast_TD = preferences(model, log, training_windows(log.histories, "item", length=LENGTH, has_start=False), "item")
+    rows, fast_TD = preferences(
+        model, log, training_windows(log.histories, "item", length=LENGTH, has_start=False), "item"
+    )
     targets = each_target(log, "item")
     assert sorted(rows.tolist()) == [row for row, (_, place) in enumerate(targets) if place]
     for row, fast_D in zip(rows, fast_TD, strict=True):

@@ -104,8 +104,11 @@ def test_catalogue_ranks_are_a_loop_over_candidates(
 
 def test_bfloat16_scores_rank_as_their_float32_values() -> None:
     scores = torch.randn(7, 900, generator=torch.Generator().manual_seed(1)).bfloat16()
-    settings = {"positives": np.arange(7), "existing": np.full(7, 900), "seen": np.zeros(0, dtype=np.int64), "k": 5}
-    half, whole = catalogue_ranks(scores, **settings), catalogue_ranks(scores.float(), **settings)
+    positives, existing, seen = np.arange(7), np.full(7, 900), np.zeros(0, dtype=np.int64)
+    half, whole = (
+        catalogue_ranks(block, positives=positives, existing=existing, seen=seen, k=5)
+        for block in (scores, scores.float())
+    )
     assert half.greater.tolist() == whole.greater.tolist()
     assert half.top.tolist() == whole.top.tolist()
 

@@ -118,9 +118,7 @@ def test_the_target_itself_does_not_show(name: str, task: Task) -> None:
     assert_same(after_TD, before_TD, 1e-12)
 
 
-def comment_example(
-    model: Recommender, log: Log, *, order: Ints | None = None
-) -> tuple[Batch, CommentTargets, Ints]:
+def comment_example(model: Recommender, log: Log, *, order: Ints | None = None) -> tuple[Batch, CommentTargets, Ints]:
     """Every record of the log with all comments of its item as candidates, these in another order where one is given."""
     histories = log.histories
     rows = np.arange(len(histories.record_item))
@@ -210,7 +208,7 @@ def test_empty_histories_and_texts_give_finite_numbers(name: str, task: Task, pr
     position_T = torch.from_numpy(packed.target_positions(rows, window, task))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         if task == "item":
-            preference_TD = target_preferences(model, batch, ItemTargets(position_T, position_T, position_T))
+            preference_TD = target_preferences(model, batch, ItemTargets(position_T, position_T, position_T, position_T))
             assert (preference_TD[position_T < 0] == 0).all()
         else:
             preference_TD = model.comment_preferences(batch, position_T, torch.ones(5, dtype=torch.int64))

@@ -92,7 +92,8 @@ def test_a_report_folder_is_whole_and_names_its_parents(
 def test_report_json_has_stable_keys_and_shapes(folder: Path, reports: dict[str, Report], toy_dataset: Dataset) -> None:
     document = read(folder)
     assert set(document) == {
-        "system", "protocol", "metrics", "user_means", "segments", "seeds", "systems", "comparisons", "dataset", "model", "versions",
+        "system", "protocol", "metrics", "user_means", "segments", "seeds", "systems", "comparisons", "dataset", "model",
+        "versions",
     }  # fmt: skip
     assert document["system"] == HOSTILE
     assert list(document["metrics"]) == ["sampled"]

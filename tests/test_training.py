@@ -49,7 +49,9 @@ def toy_text(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     return write_text_table(toy_dataset, tmp_path_factory.mktemp("toy") / "text")
 
 
-def small_settings(task: Task, *, features: bool = False, epochs: int = 3, precision: str = "float32") -> FinetuneSettings:
+def small_settings(
+    task: Task, *, features: bool = False, epochs: int = 3, precision: str = "float32"
+) -> FinetuneSettings:
     train = {
         "max_epochs": epochs,
         "batch_size": 8,
@@ -177,7 +179,9 @@ def test_data_parallel_training_runs_and_agrees_on_the_data(
 
     windows = System.new(toy_dataset, text=toy_text, settings=small_settings("item")).training_windows()
     whole = [chunk.user for chunk in shuffled(windows, batch_size=4, seed=1, epoch=2)]
-    parts = [[chunk.user for chunk in shuffled(windows, batch_size=2, seed=1, epoch=2, rank=r, num_ranks=2)] for r in (0, 1)]
+    parts = [
+        [chunk.user for chunk in shuffled(windows, batch_size=2, seed=1, epoch=2, rank=r, num_ranks=2)] for r in (0, 1)
+    ]
     assert len(parts[0]) == len(parts[1]) == len(whole)
     for together, left, right in zip(whole[:-1], *(part[:-1] for part in parts), strict=True):
         assert sorted(together) == sorted([*left, *right])

@@ -1,11 +1,11 @@
 """Batch: many users' histories at once, packed into rows without padding between them.
 
-A row holds the histories of several users one after the other; `segment` tells them apart and 0 is padding. Both histories of a
-user stand in the same row of their grids, so that attention from one to the other is a product of rows. Each history
-begins with a start entry, for models that ask for it: what is known of a user before any event.
+A row holds the histories of several users one after the other; `segment` tells them apart and 0 is padding. Both
+histories of a user stand in the same row of their grids, so that attention from one to the other is a product of rows.
+Each history begins with a start entry, for models that ask for it: what is known of a user before any event.
 
-Shapes: R rows, L positions of a row, K comments of an entry, T targets, C candidates, U distinct comments, E text width,
-F candidate features.
+Shapes: R rows, L positions of a row, K comments of an entry, T targets, C candidates, U distinct comments, E text
+width, F candidate features.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class PackedHistory(_Tensors):
 
     segment_RL: which user of the row, 1.., 0 at padding. position_RL: index of the entry in its window, -1 at the start
     entry. item_RL: item_id, 0 at start and padding. comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the
-    record's comments, or the item's hot comment. known_RL: time (ms) from which the other history may look at the entry.
+    record's comments, or the item's hot comment. known_RL: time (ms) from which the other history may look at the
+    entry.
     horizon_RL: time of the next target; an entry may look at what was known strictly before it.
     """
 
@@ -55,11 +56,13 @@ class PackedHistory(_Tensors):
 class ItemTargets(_Tensors):
     """Item task: the item to predict at a position. position_T indexes the flattened [R * L] grid, -1: no history at all.
 
-    existing_T: how many items existed at the target's time, which are the ids 1..existing.
+    Ids are in order of creation: at the target's time the ids 1..existing_T existed, and the first first_T of them are
+    outdated and do not compete in training.
     """
 
     position_T: Tensor
     item_T: Tensor
+    first_T: Tensor
     existing_T: Tensor
 
 
@@ -154,7 +157,9 @@ class PackedWindows:
         item_grid = _Grid(packing, packing.item_column, packing.item_columns)
         record_grid = _Grid(packing, packing.record_column, packing.record_columns)
 
-        items = item_grid.fill(item_begin, item_end, histories.time, histories.time, windows.request, has_start=has_start)
+        items = item_grid.fill(
+            item_begin, item_end, histories.time, histories.time, windows.request, has_start=has_start
+        )
         source, cells = item_grid.sources(item_begin, item_end, start)
         items["item"].flat[cells] = histories.item[source]
         items["comment"] = item_grid.empty(1)
@@ -189,7 +194,10 @@ class PackedWindows:
     def batch(self, comment_U: Ints, comment_text_UE: Tensor) -> Batch:
         """The tensors, with comments as rows of the sorted `comment_U`."""
         return Batch(
-            _packed(self.items, comment_U), _packed(self.records, comment_U), torch.from_numpy(comment_U), comment_text_UE
+            _packed(self.items, comment_U),
+            _packed(self.records, comment_U),
+            torch.from_numpy(comment_U),
+            comment_text_UE,
         )
 
     def comments(self) -> list[Ints]:

@@ -1,7 +1,7 @@
 """The dataset: frozen tables on disk, with integer ids, splits and saved candidate sets.
 
-Ids run 1..N, 0 is padding ("none"). Times are integer milliseconds since 1970, UTC. Everything that is counted is counted
-from what happened strictly before the moment it is used.
+Ids run 1..N, 0 is padding ("none"). Times are integer milliseconds since 1970, UTC. Everything that is counted is
+counted from what happened strictly before the moment it is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ TABLES: dict[str, dict[str, type[pl.DataType] | pl.DataType]] = {
     "users": {"user_id": ID, "user_key": pl.String},
     # ordered by (created, item_key): the items that exist at a time are the first ids. created 0: unknown, always there
     "items": {"item_id": ID, "item_key": pl.String, "title": pl.String, "created": TIME},
-    # ordered by (item_id, created, comment_key): the comments of an item are a range of ids. user_id, parent_id 0: unknown
+    # ordered by (item_id, created, comment_key): the comments of an item are a range of ids. user_id, parent_id 0:
+    # unknown
     "comments": {
         "comment_id": ID,
         "comment_key": pl.String,
@@ -45,7 +46,8 @@ TABLES: dict[str, dict[str, type[pl.DataType] | pl.DataType]] = {
         "created": TIME,
         "text": pl.String,
     },
-    # events that count, ordered by (user_id, time). hot_comment_id: the item's hottest comment as known at that time, or 0
+    # events that count, ordered by (user_id, time). hot_comment_id: the item's hottest comment as known at that time,
+    # or 0
     "item_events": {
         "user_id": ID,
         "item_id": ID,
@@ -54,7 +56,8 @@ TABLES: dict[str, dict[str, type[pl.DataType] | pl.DataType]] = {
         "hot_comment_id": ID,
         "split": pl.UInt8,
     },
-    # a record is a run of a user's comment events under one item, uninterrupted by an event elsewhere; ordered by (user_id, start)
+    # a record is a run of a user's comment events under one item, uninterrupted by an event elsewhere; ordered by
+    # (user_id, start)
     "comment_records": {
         "record_id": ID,  # row number, 0-based
         "user_id": ID,

@@ -1,7 +1,8 @@
 """Every user's two histories as flat arrays, and the windows of them that a batch is made of.
 
-Rows of one user lie together and in time order; `offsets[user_id] : offsets[user_id + 1]` are the rows of a user (row 0 of
-`offsets` belongs to the padding id and is empty). Nothing here is a Python object a user, so millions of events are fine.
+Rows of one user lie together and in time order; `offsets[user_id] : offsets[user_id + 1]` are the rows of a user (row 0
+of `offsets` belongs to the padding id and is empty). Nothing here is a Python object a user, so millions of events are
+fine.
 """
 
 from __future__ import annotations
@@ -92,9 +93,10 @@ def _columns(frame: pl.DataFrame, *names: str) -> list[Ints]:
 class Windows:
     """Stretches of histories, each with the targets to be predicted in it; int64 arrays, one entry a window.
 
-    The anchor is the history that the task predicts: item events for the item task, comment records for the comment task.
-    Anchor rows `begin : end` and rows `other_begin : other_end` of the other history are the input. Targets are the anchor
-    rows `first_target : end + 1`, each predicted from the rows before it; row `end` is predicted at time `request`.
+    The anchor is the history that the task predicts: item events for the item task, comment records for the comment
+    task. Anchor rows `begin : end` and rows `other_begin : other_end` of the other history are the input. Targets are
+    the anchor rows `first_target : end + 1`, each predicted from the rows before it; row `end` is predicted at time
+    `request`.
     """
 
     user: Ints
@@ -119,8 +121,9 @@ class Windows:
 def training_windows(histories: Histories, task: Task, *, length: int, has_start: bool) -> Windows:
     """Windows that hold every training target of the task once.
 
-    A history of at most `length` inputs is one window. A longer one is cut into overlapping windows, so that later targets
-    are predicted from `length / 2` to `length` events. Without a start entry the first event of a user is no target.
+    A history of at most `length` inputs is one window. A longer one is cut into overlapping windows, so that later
+    targets are predicted from `length / 2` to `length` events. Without a start entry the first event of a user is no
+    target.
     """
     offsets, split, moments = _anchor(histories, task)
     train = np.concatenate([[0], np.cumsum(split == Split.TRAIN)])

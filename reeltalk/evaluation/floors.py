@@ -1,7 +1,7 @@
 """What a model must beat: rankers that need no training, and the simulator's oracle, which none can.
 
-An online system knows what happened until the request. So the floors count every event strictly before the target's time, be it
-in the training, validation or test part of the log, and nothing of what came at that time or later.
+An online system knows what happened until the request. So the floors count every event strictly before the target's
+time, be it in the training, validation or test part of the log, and nothing of what came at that time or later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 
 
 def floors(dataset: Dataset, task: Task, *, texts: TextLookup | None = None, seed: int = 0) -> dict[str, Ranker]:
-    """The floors of a task by name; text similarity where there are texts, the oracle where the dataset is simulated."""
+    """The floors of a task by name; text similarity where there are texts, the oracle where the data is simulated."""
     found: list[Ranker]
     if task == "item":
         found = [RandomOrder("item", seed, dataset.num_items), Popularity.of(dataset), MostRecentItems.of(dataset)]
@@ -182,7 +182,7 @@ class OracleOrder:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """Item events in time order, each with a value, and what every item begins with: running sums or maxima as of a time."""
+    """Item events in time order, each with a value, and what every item begins with, to be added up as of a time."""
 
     times: Ints
     columns: Ints  # item_id - 1
@@ -197,8 +197,8 @@ class Timeline:
     def running(self, targets: pl.DataFrame, combine: np.ufunc) -> torch.Tensor:
         """[B, N] `combine` over the start and the values of each item's events strictly before each target's time.
 
-        Events before the earliest target enter the first row, each later one the first row that comes after it, and then
-        rows are combined downwards.
+        Events before the earliest target enter the first row, each later one the first row that comes after it, and
+        then rows are combined downwards.
         """
         moments = targets["time"].to_numpy()
         order = np.argsort(moments, kind="stable")

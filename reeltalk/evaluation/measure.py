@@ -20,7 +20,7 @@ from reeltalk.evaluation.ranks import CatalogueRanks, candidate_ranks, catalogue
 TARGETS_AT_ONCE = 1024  # for saved candidates
 BLOCK_BYTES = 64 << 20  # of a block of catalogue scores
 
-Advance = Callable[[int], object]  # told of every few targets done
+Advance = Callable[[int], None]  # told of every few targets done
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Measured:
 
 
 class SavedCandidates:
-    """The sampled protocol: the dataset's saved candidate sets of some targets, with one set of tie breaks for all systems."""
+    """The sampled protocol: the saved candidate sets of some targets, with one set of tie breaks for all systems."""
 
     def __init__(self, task: Task, targets: pl.DataFrame, *, ks: Sequence[int], seed: int) -> None:
         if task == "item":
@@ -74,7 +74,7 @@ class SavedCandidates:
 
 
 class Catalogue:
-    """The full protocol: all items that exist at the target's time, without those the user turned to before where asked."""
+    """The full protocol: all items that exist at the target's time, where asked without what the user turned to."""
 
     def __init__(
         self, dataset: Dataset, targets: pl.DataFrame, *, exclude_seen: bool, ks: Sequence[int], seed: int
@@ -88,7 +88,7 @@ class Catalogue:
         self._existing = np.searchsorted(created, targets["time"].to_numpy(), side="right")
 
     def measure(self, ranker: CatalogueRanker, advance: Advance) -> Measured:
-        """Rank every target's positive among all items; raises DataError where a score is NaN, or a positive's infinite."""
+        """Rank every positive among all items; raises DataError where a score is NaN or a positive's infinite."""
         chance = np.random.default_rng([self.seed, 2]).random(len(self.targets))
         size = max(1, BLOCK_BYTES // (4 * self.num_items))
         ranks, candidates, tops = [], [], []

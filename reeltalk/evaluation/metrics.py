@@ -52,9 +52,10 @@ def ndcg(ranks: Ragged, *, k: int) -> Values:
     >>> ndcg(two_targets, k=5).round(4).tolist()  # (1 / log2 4) / (1 / log2 2 + 1 / log2 3)
     [0.3066, 0.0]
     """
-    gains = np.where(ranks.values <= k, 1 / np.log2(ranks.values + 1.0), 0.0)
+    gains: Values = np.where(ranks.values <= k, 1 / np.log2(ranks.values + 1.0), 0.0)
     ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1.0))
-    return _sum(ranks, gains) / ideal[np.minimum(ranks.lengths, k) - 1]
+    values: Values = _sum(ranks, gains) / ideal[np.minimum(ranks.lengths, k) - 1]
+    return values
 
 
 def reciprocal_rank(ranks: Ragged) -> Values:
@@ -72,13 +73,13 @@ def target_metrics(ranks: Ragged, *, ks: Sequence[int]) -> dict[str, Values]:
 
     Every row of `ranks` holds at least one rank.
     """
-    found = {}
+    found: dict[str, Values] = {}
     for k in ks:
         found |= {f"recall@{k}": recall(ranks, k=k), f"ndcg@{k}": ndcg(ranks, k=k), f"hit@{k}": hit(ranks, k=k)}
     return found | {"mrr": reciprocal_rank(ranks)}
 
 
-def coverage(top: Ints, *, num_items: int) -> float:
+def coverage(top: npt.NDArray[np.integer], *, num_items: int) -> float:
     """The share of `num_items` that stands in at least one of the top lists [targets, K]; 0 in a list is no item.
 
     >>> coverage(np.array([[1, 2], [2, 0]]), num_items=4)

@@ -21,7 +21,7 @@ OTHERS = ("#3d7ea6", "#8f7ac0", "#4a9d6f", "#c49a2c", "#c06c96", "#5aa9b5", "#7a
 THIRD, HALF = 3.8, 5.6  # inches: what one of three, and one of two, drawings side by side gets of the page
 MARKED_POINTS = 40  # a line of fewer points shows them
 WHISKER: dict[str, Any] = {"ecolor": INK, "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -166,7 +166,7 @@ def _reach(bar: Bar) -> list[list[float]] | None:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The drawing without prolog, metadata, size and fonts of its own; only ids that are referred to stay, salted by the title."""
+    """The drawing without prolog, metadata and fonts of its own; ids stay where referred to, salted by the title."""
     stream = StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context({"svg.hashsalt": title}):

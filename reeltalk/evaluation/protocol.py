@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,7 @@ class EvaluationSettings(BaseModel):
     @field_validator("ks", "history_bins")
     @classmethod
     def _must_rise(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if values[0] < 1 or values[-1] > LONGEST_TOP or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+        if values[0] < 1 or values[-1] > LONGEST_TOP or any(a >= b for a, b in pairwise(values)):
             raise ValueError(f"must rise within 1..{LONGEST_TOP}")
         return values
 
@@ -72,8 +74,8 @@ def evaluate(
 ) -> dict[str, Report]:
     """Measure systems of one task beside each other; the report of each holds the figures of all.
 
-    Raises ConfigError where rankers are of different tasks or full ranking is asked for comments, DataError where the split
-    has no target or a score is not finite.
+    Raises ConfigError where rankers are of different tasks or full ranking is asked for comments, DataError where the
+    split has no target or a score is not finite.
     """
     settings = settings or EvaluationSettings()
     task, is_full = _task(rankers, settings)
@@ -84,9 +86,10 @@ def evaluate(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name, ranker in rankers.items():
             row = bar.add_task(f"ranking by {name}", total=len(targets) * (1 + is_full))
-            measured[name] = {"sampled": saved.measure(ranker, lambda done, row=row: bar.advance(row, done))}
+            advance = partial(bar.advance, row)
+            measured[name] = {"sampled": saved.measure(ranker, advance)}
             if is_full and isinstance(ranker, CatalogueRanker):
-                measured[name]["full"] = catalogue.measure(ranker, lambda done, row=row: bar.advance(row, done))
+                measured[name]["full"] = catalogue.measure(ranker, advance)
         bar.add_task("drawing users for the intervals", total=None)
         return _reports(dataset, targets, settings, task, split, measured)
 
@@ -168,13 +171,11 @@ def _protocol(
     comments = (
         "the positives and other comments of the watched item, not the user's own, that existed at the target's time"
     )
-    drawn = {"uniform": "items that existed", "active": f"items active in the {config.get('active_days')} days before"}
-    saved = {
-        "item": f"the positive and items drawn once among {drawn.get(config.get('item_negatives', ''), 'items that existed')}, "
-        "none of which the user had turned to",
-        "comment": comments,
-    }
     whole = "all items that existed at the target's time"
+    is_active = config.get("item_negatives") == "active"
+    drawn = f"items active in the {config.get('active_days')} days before" if is_active else "items that existed"
+    items = f"the positive and items drawn once among {drawn}, none of which the user had turned to"
+    saved = {"item": items, "comment": comments}
     words = {
         "sampled": f"the dataset's saved candidates: {saved[task]}",
         "full": f"{whole}, without those the user had turned to before (the positive stays)"

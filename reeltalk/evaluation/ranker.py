@@ -27,8 +27,9 @@ class Ranker(Protocol):
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         """One finite score a candidate, flat, in the order of `candidates.values`.
 
-        `targets` are consecutive rows of `Dataset.candidates(task, split)`; row i of `candidates` holds the item ids (comment
-        ids) of target i, the positives first. A ranker must not use that order, nor the columns positive and positives.
+        `targets` are consecutive rows of `Dataset.candidates(task, split)`; row i of `candidates` holds the item ids
+        (comment ids) of target i, the positives first. A ranker must not use that order, nor the columns positive and
+        positives.
         """
         ...
 
@@ -40,6 +41,7 @@ class CatalogueRanker(Ranker, Protocol):
     def catalogue_scores(self, targets: pl.DataFrame) -> torch.Tensor:
         """[len(targets), num_items] float32 (bfloat16 is widened) on the CPU; column j scores item_id j + 1.
 
-        The evaluator overwrites the tensor and is done with it before it asks again, so one buffer can serve every call.
+        The evaluator overwrites the tensor and is done with it before it asks again, so one buffer can serve every
+        call.
         """
         ...

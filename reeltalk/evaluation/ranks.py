@@ -26,8 +26,8 @@ def candidate_ranks(
 ) -> Ragged:
     """The rank of every positive among its target's candidates, 1 is best; row i holds the ranks of target i.
 
-    The first `num_positives[i]` candidates of row i are the positives. Of two equal scores the one with the higher tie break
-    ranks first: drawn uniformly, they are one random order of each row, so no two candidates share a rank.
+    The first `num_positives[i]` candidates of row i are the positives. Of two equal scores the one with the higher tie
+    break ranks first: drawn uniformly, they are one random order of each row, so no two candidates share a rank.
 
     >>> rows = Ragged(values=np.array([4, 9, 2, 7, 5], dtype=np.int32), offsets=np.array([0, 3, 5]))
     >>> scores = np.array([0.1, 0.9, 0.5, 1.0, 1.0], dtype=np.float32)
@@ -58,9 +58,10 @@ class CatalogueRanks:
 def catalogue_ranks(block: torch.Tensor, *, positives: Ints, existing: Ints, seen: Ints, k: int) -> CatalogueRanks:
     """Rank each row's positive among the row's candidates, and list the k best; overwrites `block` [B, N].
 
-    Candidates are the first `existing[i]` columns without `seen` (flat indices, row * N + column), and always the positive
-    (a column). Exact, without a sort over N: one pass finds what is higher, one what is equal, one the maxima of groups of
-    columns, and only the groups with the k highest maxima compete for the top list. Uses as many threads as torch does.
+    Candidates are the first `existing[i]` columns without `seen` (flat indices, row * N + column), and always the
+    positive (a column). Exact, without a sort over N: one pass finds what is higher, one what is equal, one the maxima
+    of groups of columns, and only the groups with the k highest maxima compete for the top list. Uses as many threads
+    as torch does.
     """
     scores_BN: Scores = block.float().contiguous().numpy()
     num_rows, num_items = scores_BN.shape
@@ -111,16 +112,18 @@ def _rank(scores_BN: Scores, own_B: Scores, k: int) -> tuple[Ints, Ints, Ints, S
 
 
 def _count(flags: npt.NDArray[np.bool_]) -> Ints:
-    """True values in each row: eight bytes are added at a time as one word, `LANES` words before a byte could overflow."""
+    """True values in each row: eight bytes are added as one word, `LANES` words before a byte could overflow."""
     words = flags.view(np.int64).reshape(len(flags), -1, LANES).sum(-1)
-    return words.view(np.uint8).sum(-1, dtype=np.int64)
+    counts: Ints = words.view(np.uint8).sum(-1, dtype=np.int64)
+    return counts
 
 
 def _top(scores_BN: Scores, k: int) -> tuple[Ints, Scores]:
     """The columns and scores of the k highest, best first; NaN counts as the highest.
 
-    Every one of the k highest lies in a group of columns whose maximum is among the k highest maxima. Group j holds the columns
-    j, j + width, j + 2 width, .., so that maxima are found without adding across; the few last columns always compete.
+    Every one of the k highest lies in a group of columns whose maximum is among the k highest maxima. Group j holds the
+    columns j, j + width, j + 2 width, .., so that maxima are found without adding across; the few last columns always
+    compete.
     """
     num_rows, num_items = scores_BN.shape
     width = num_items // GROUP

@@ -1,12 +1,13 @@
 """What an evaluation found, and the folder that keeps it: report.json, per_user.parquet, report.html.
 
-``report.json`` has these keys: system, protocol, metrics, user_means, segments, seeds, systems, comparisons, dataset, model,
-versions. ``metrics`` is ``{"sampled": {"recall@10": {"mean", "low", "high"}, ..}, "full": {..}}``; each of ``systems`` has the same
-``metrics`` and ``segments``, the reported system among them. ``comparisons`` holds the reported system against each other.
+``report.json`` has these keys: system, protocol, metrics, user_means, segments, seeds, systems, comparisons, dataset,
+model, versions. ``metrics`` is ``{"sampled": {"recall@10": {"mean", "low", "high"}, ..}, "full": {..}}``; each of
+``systems`` has the same ``metrics`` and ``segments``, the reported system among them. ``comparisons`` holds the
+reported system against each other.
 
-``per_user.parquet`` has one row a (user, target): user_id, user_key, target, time, split, for each protocol the rank of the
-first positive and the number of candidates (``sampled.rank``, ``sampled.candidates``) and every metric (``sampled.recall@10``),
-and for each segment whether the target belongs to it (``segments.users.cold-start``).
+``per_user.parquet`` has one row a (user, target): user_id, user_key, target, time, split, for each protocol the rank of
+the first positive and the number of candidates (``sampled.rank``, ``sampled.candidates``) and every metric
+(``sampled.recall@10``), and for each segment whether the target belongs to it (``segments.users.cold-start``).
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class SystemResult:
 class Report:
     """One system's figures, how they were measured, and those of the systems measured beside it.
 
-    `user_means` are means over users of each user's mean: where they differ from `metrics`, users with many targets fare
-    better or worse than those with few.
+    `user_means` are means over users of each user's mean: where they differ from `metrics`, users with many targets
+    fare better or worse than those with few.
     """
 
     system: str

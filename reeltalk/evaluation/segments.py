@@ -1,12 +1,13 @@
-"""Kinds of targets that a mean hides: cold-start users, long-tail items, what training never saw, short and long histories.
+"""Kinds of targets that a mean hides: cold-start users, long-tail items, what training never saw, short histories.
 
-=========  ==============================================================================================================
-users      by training events of the task's kind (item events; comment records): ``cold-start`` none, ``long-tail`` up to a
-           threshold, ``others``; and, as a part of cold-start, ``unseen``: no training event of either kind
-items      the positive, or the watched item of the comment task, by training events of the task's kind: ``unseen`` no
-           training event of either kind, ``long-tail`` up to a threshold, ``others``
-history    by events of the task's kind strictly before the target's time, in bins
-=========  ==============================================================================================================
+users
+    By training events of the task's kind (item events; comment records): ``cold-start`` none, ``long-tail`` up to a
+    threshold, ``others``. And, as a part of cold-start, ``unseen``: no training event of either kind.
+items
+    The positive, or the watched item of the comment task, by training events of the task's kind: ``unseen`` no training
+    event of either kind, ``long-tail`` up to a threshold, ``others``.
+history
+    By events of the task's kind strictly before the target's time, in bins.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def segments(
 ) -> Segments:
     """The segments of targets (rows of `Dataset.candidates`).
 
-    A threshold that is not given is the number of training events that 80 % of the users (items) with any do not exceed.
-    History bins start at 0 and at each given length.
+    A threshold that is not given is the number of training events that 80 % of the users (items) with any do not
+    exceed. History bins start at 0 and at each given length.
     """
     own, other = dataset.item_events, dataset.comment_records
     if task == "comment":

@@ -1,8 +1,8 @@
 """How sure a mean is, and whether two systems differ.
 
-A figure is the mean over targets. Targets of one user are not independent, so users are what is drawn: the bootstrap draws users
-with all their targets, and the t-test sums each user's differences first (cluster-robust). With one target a user they are the
-plain bootstrap and the plain paired t-test.
+A figure is the mean over targets. Targets of one user are not independent, so users are what is drawn: the bootstrap
+draws users with all their targets, and the t-test sums each user's differences first (cluster-robust). With one target
+a user they are the plain bootstrap and the plain paired t-test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reeltalk.evaluation.metrics import Values
 
 PROTOCOLS = ("sampled", "full")
 PER_USER = "per_user.parquet"
-RANK_COLUMNS = ("rank", "candidates")  # columns of per-user values that are no metrics, after their protocol and a dot
+RANK_COLUMNS = ("rank", "candidates")  # of per-user values, after their protocol and a dot: no metrics
 DRAWS_AT_ONCE = 1 << 22  # users drawn by one call, over all samples
 KEYS = ("user_id", "target")
 
@@ -33,7 +33,8 @@ Users = npt.NDArray[np.integer]
 class Comparison:
     """System a against system b on the same targets; p-values are two-sided, None with fewer than two users.
 
-    `low` and `high` bound the difference; `gain` is difference / mean_b, None where mean_b is 0. p-values are of single tests.
+    `low` and `high` bound the difference; `gain` is difference / mean_b, None where mean_b is 0. p-values are of single
+    tests.
     """
 
     mean_a: float
@@ -124,8 +125,8 @@ def compare(
 ) -> dict[str, dict[str, Comparison]]:
     """Two runs on the same targets, by protocol and metric: `compare(a, b)["sampled"]["recall@10"].p_ttest`.
 
-    A run is a report folder or its per-user values. Raises DataError where the runs do not hold the same targets with as many
-    candidates each, or share no metric.
+    A run is a report folder or its per-user values. Raises DataError where the runs do not hold the same targets with
+    as many candidates each, or share no metric.
     """
     (a, of_a), (b, of_b) = _opened(run_a), _opened(run_b)
     names = [name for name in metric_columns(a) if name in metric_columns(b)]

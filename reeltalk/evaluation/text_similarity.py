@@ -70,8 +70,8 @@ class ItemTextSimilarity:
 class CommentTextSimilarity:
     """Cosine of a comment and the user's profile.
 
-    The profile is half the watched item's title, half the mean of the user's comment history (its comments and the titles of
-    their items), each scaled to length one; of a user without comment history the title alone.
+    The profile is half the watched item's title, half the mean of the user's comment history (its comments and the
+    titles of their items), each scaled to length one; of a user without comment history the title alone.
     """
 
     comments: Bags
@@ -112,7 +112,10 @@ def _sums(vectors_NE: Tensor, rows_F: Ints, offsets: Ints) -> Tensor:
 def _dots(profiles_BE: Tensor, candidates: Ragged, vectors_NE: Tensor, rows_C: Ints) -> Scores:
     """Each candidate's vector times its target's profile, gathered a part at a time."""
     size = max(1, VALUES_AT_ONCE // max(1, vectors_NE.shape[1]))
-    owners, rows = torch.from_numpy(candidates.owners).split(size), torch.from_numpy(rows_C).split(size)
-    parts = [(profiles_BE[o] * vectors_NE[r]).sum(1) for o, r in zip(owners, rows, strict=True)]
+    owners_C, of_C = torch.from_numpy(candidates.owners), torch.from_numpy(rows_C)
+    parts = [torch.zeros(0)]
+    for start in range(0, len(rows_C), size):
+        part = slice(start, start + size)
+        parts.append((profiles_BE[owners_C[part]] * vectors_NE[of_C[part]]).sum(1))
     scores: Scores = torch.cat(parts).numpy()
     return scores

@@ -20,8 +20,8 @@ from reeltalk.models.sasrec import SASRec, SASRecSettings
 class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
-    `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read text gets
-    vectors of width 0; known items are those with a training event.
+    `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read
+    text gets vectors of width 0; known items are those with a training event.
     """
 
     settings: type[BaseModel]

@@ -17,9 +17,9 @@ HIDDEN = 32
 class CandidateFeatures(nn.Module):
     """A small network from features to a number that is added to the score.
 
-    Features come from `reeltalk.data.features.CommentFeatures`: log1p of the age in seconds, log1p of the answers so far.
-    They are read as they are and relative to the other candidates of the same target: how old the freshest one is, and
-    what share of the candidates is fresher or more answered.
+    Features come from `reeltalk.data.features.CommentFeatures`: log1p of the age in seconds, log1p of the answers so
+    far. They are read as they are and relative to the other candidates of the same target: how old the freshest one is,
+    and what share of the candidates is fresher or more answered.
     """
 
     def __init__(self) -> None:

@@ -2,12 +2,12 @@
 
 Paper: Zheng et al., A Large Language Model Enhanced Sequential Recommender for Joint Video and Comment Recommendation
     (RecSys 2025), arXiv 2403.13574. Section 4.1: eq 1, 2 `_entries`; eq 3 `_placed`; eq 4 `_encoded`; eq 5, 7
-    `_item_preferences`; eq 6, 8 `_comment_preferences`; section 4.4.1: ID embeddings joining inputs and targets (eq 17, 19
-    `item_vectors`, `comment_vectors`), eq 16 `_regularisation`.
+    `_item_preferences`; eq 6, 8 `_comment_preferences`; section 4.4.1: ID embeddings joining inputs and targets (eq 17,
+    19 `item_vectors`, `comment_vectors`), eq 16 `_regularisation`.
 Differs from the paper: one pass gives the preference after every event, so an entry looks at the other history as known
     before the next event, not before the request (the last entry: before the request, as in the paper). A learned start
-    entry opens each history, so that a user with one empty history, or two, has a preference. The negatives of eq 16 are
-    shared by the pairs of a batch.
+    entry opens each history, so that a user with one empty history, or two, has a preference. The negatives of eq 16
+    are shared by the pairs of a batch.
 Checked against: slow float64 loops written from the equations (tests/test_lsvcr.py).
 
 Shapes: R rows, L positions, K comments of an entry, D width, E text width, N items, T targets, U distinct comments.
@@ -216,7 +216,9 @@ class LSVCR(Recommender):
             event_M = event_M[torch.randperm(len(event_M), device=event_M.device)[:MAX_REGULARISATION_PAIRS]]
             if len(event_M) < 2:
                 continue
-            negative_C = torch.arange(min(len(event_M), self.settings.num_regularisation_negatives), device=event_M.device)
+            negative_C = torch.arange(
+                min(len(event_M), self.settings.num_regularisation_negatives), device=event_M.device
+            )
             total = total + id_text_regularisation(
                 entries.id_MD[event_M],
                 entries.z_MD[event_M],

@@ -1,7 +1,8 @@
 """What every recommender offers: histories in, preferences out; items or comments in, vectors out.
 
-A score is the dot product of a preference and a vector. Similarity and temperature are inside them, so training, evaluation,
-an index of one's own and serving all compute the same number. `reeltalk.losses` and the objectives know the rest.
+A score is the dot product of a preference and a vector. Similarity and temperature are inside them, so training,
+evaluation, an index of one's own and serving all compute the same number. `reeltalk.losses` and the objectives know the
+rest.
 
 Shapes: R rows, L positions, N items, T targets, U distinct comments, D width, E text width.
 """

@@ -1,7 +1,8 @@
 """SASRec: a causal transformer over item ids.
 
 Paper: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018), arXiv 1808.09781.
-Differs from the paper: exact softmax over all items in place of one sampled negative with binary cross-entropy (as RecBole's
+Differs from the paper: exact softmax over all items in place of one sampled negative with binary cross-entropy (as
+RecBole's
     default), normalised after each block, GELU.
 Checked against: a slow loop over one history in float64 (tests/test_models.py); RecBole's SASRec (benchmarks).
 """

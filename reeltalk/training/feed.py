@@ -17,6 +17,7 @@ from reeltalk.data.dataset import Dataset, Task
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import NOW, Histories, Windows, offsets_by_id
 from reeltalk.data.ragged import Ints, Ragged, ranges
+from reeltalk.data.raw import DAY
 from reeltalk.text.lookup import TextLookup
 
 
@@ -38,7 +39,8 @@ class CommentPool:
     def sample(self, items: Ints, moments: Ints, users: Ints, *, count: int, rng: np.random.Generator) -> Ints:
         """`count` comments of each item that existed before the moment, not by the user: ids [T, count], 0 for a miss.
 
-        Drawn uniformly with replacement; a draw of the user's own comment is a miss, and so is all of an item without any.
+        Drawn uniformly with replacement; a draw of the user's own comment is a miss, and so is all of an item without
+        any.
         """
         first = self.offsets[items]
         existing = self._existing(items, moments) - first
@@ -70,6 +72,7 @@ class Feed:
     has_start: bool
     record_comments: int
     num_negatives: int
+    active_days: float | None = None
 
     @cached_property
     def num_features(self) -> int:
@@ -83,7 +86,10 @@ class Feed:
         item = np.append(self.histories.item, 0)[rows]  # a request's target is yet to come
         moment = np.append(self.histories.time, NOW)[rows]
         existing = np.searchsorted(self.item_created, moment, side="right")
-        targets = ItemTargets(*(torch.from_numpy(column) for column in (position, item, existing)))
+        outdated = np.zeros_like(existing)
+        if self.active_days is not None:
+            outdated = np.searchsorted(self.item_created, moment - int(self.active_days * DAY))
+        targets = ItemTargets(*(torch.from_numpy(column) for column in (position, item, outdated, existing)))
         return self._batch(packed, distinct_comments(packed.comments())), targets
 
     def comment_batch(self, windows: Windows, *, rng: np.random.Generator) -> tuple[Batch, CommentTargets]:
@@ -99,9 +105,7 @@ class Feed:
         is_target = self.pool.created[positive] < moment  # a comment that was not there could not be chosen
         target, positive, moment = target[is_target], positive[is_target], moment[is_target]
         item = histories.record_item[rows][target]
-        negative = self.pool.sample(
-            item, moment, windows.user[window][target], count=self.num_negatives, rng=rng
-        )
+        negative = self.pool.sample(item, moment, windows.user[window][target], count=self.num_negatives, rng=rng)
         for chosen in range(int((end - begin).max(initial=0))):  # a negative must not be another positive of the record
             other = histories.comment[np.minimum(begin + chosen, end - 1)][target]
             negative = np.where(negative == other[:, None], 0, negative)
@@ -151,7 +155,8 @@ def shuffled(
 ) -> Iterator[Windows]:
     """The windows of one epoch in an order that seed and epoch fix, dealt evenly to the ranks.
 
-    Every rank gets the same number of batches: the last one is filled up from the front where the windows do not divide.
+    Every rank gets the same number of batches: the last one is filled up from the front where the windows do not
+    divide.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(windows))
     for start in range(0, len(order), batch_size * num_ranks):

@@ -32,9 +32,9 @@ LAST = "last.ckpt"
 def finetune(dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, out: Path) -> System:
     """Train a model for one task and write its folder; run again after an interruption, it goes on where it was.
 
-    The weights kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds something
-    else or a run with other settings, ConfigError where the model reads text and there is none, DataError where the dataset
-    has nothing to learn the task from.
+    The weights kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds
+    something else or a run with other settings, ConfigError where the model reads text and there is none, DataError
+    where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
     train = settings.train
@@ -49,7 +49,10 @@ def finetune(dataset: Dataset, *, text: TextTable | None, settings: FinetuneSett
     trainer = _trainer(out, train, [last, best])
     resume_from = out / CHECKPOINTS / LAST
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|smaller than the logging interval|exists and is not empty).*")
+        warnings.filterwarnings(
+            "ignore",
+            message=".*(does not have many workers|smaller than the logging interval|exists and is not empty).*",
+        )
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
     if trainer.interrupted:
@@ -103,7 +106,12 @@ def _checkpoints(out: Path, train: TrainSettings) -> tuple[ModelCheckpoint, Mode
         enable_version_counter=False,
     )
     best = ModelCheckpoint(
-        folder, filename="best", monitor="validation", mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+        folder,
+        filename="best",
+        monitor="validation",
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
     )
     return last, best
 

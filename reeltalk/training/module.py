@@ -81,7 +81,9 @@ class FinetuneModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.batches.batches_done * self.trainer.world_size + self.global_rank)
+        torch.manual_seed(
+            self.settings.seed * 1_000_003 + self.batches.batches_done * self.trainer.world_size + self.global_rank
+        )
         self.batches.batches_done += 1
         terms = self._terms(batch)
         losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}

@@ -27,8 +27,8 @@ LAST_MOMENT = int(NOW)
 class History:
     """A history written by hand, oldest first: keys of items, and keys of comments that the user liked or answered.
 
-    Times are milliseconds since 1970, one for each key; where they are left out, both lists are taken to run evenly up to
-    now, side by side.
+    Times are milliseconds since 1970, one for each key; where they are left out, both lists are taken to run evenly up
+    to now, side by side.
     """
 
     items: Sequence[str] = ()

@@ -20,6 +20,9 @@ class DataSettings(_Section):
     history_length: int = Field(50, gt=0, description="events of each history that a preference is made from")
     record_comments: int = Field(3, gt=0, description="comments of one record that are read")
     num_negatives: int = Field(19, gt=0, description="comment task: sampled comments of the watched item per target")
+    active_days: float | None = Field(
+        None, gt=0, description="item task: only items created so many days before a target compete with it in training"
+    )
     candidate_features: bool = Field(False, description="comment task: age and answers so far join the score")
 
 
@@ -36,7 +39,9 @@ class TrainSettings(_Section):
     monitor: str = Field("ndcg@10", description="metric over the validation targets that picks the epoch to keep")
     monitor_protocol: Literal["sampled", "full"] = "sampled"
     max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
-    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where products in it are native")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="auto: bf16 where products in it are native"
+    )
     accumulate: int = Field(1, gt=0, description="batches a step is made of")
     devices: int = Field(1, gt=0)
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

@@ -32,7 +32,13 @@ class System(nn.Module):
     """The parts that are trained (recommender, candidate features) beside those that are only read."""
 
     def __init__(
-        self, recommender: Recommender, features: CandidateFeatures | None, *, feed: Feed, dataset: Dataset, settings: FinetuneSettings
+        self,
+        recommender: Recommender,
+        features: CandidateFeatures | None,
+        *,
+        feed: Feed,
+        dataset: Dataset,
+        settings: FinetuneSettings,
     ) -> None:
         super().__init__()
         self.recommender = recommender
@@ -72,6 +78,7 @@ class System(nn.Module):
             has_start=recommender.has_start,
             record_comments=settings.data.record_comments,
             num_negatives=settings.data.num_negatives,
+            active_days=settings.data.active_days,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.train.seed)
@@ -89,7 +96,9 @@ class System(nn.Module):
         )
         if len(windows) == 0:
             what = "item events" if settings.task == "item" else "comment records"
-            raise DataError(f"{self.dataset.path} has no {what} to train the {settings.task} task on; prepare it from logs that have")
+            raise DataError(
+                f"{self.dataset.path} has no {what} to train the {settings.task} task on; prepare it from logs that have"
+            )
         return windows
 
     @torch.inference_mode()

@@ -28,7 +28,9 @@ class Validation:
         if match is None:
             raise ConfigError(f"train.monitor={train.monitor!r} is no metric; give recall@K, ndcg@K, hit@K or mrr")
         if train.monitor_protocol == "full" and task == "comment":
-            raise ConfigError("train.monitor_protocol='full' is for the item task; comments are ranked under their item")
+            raise ConfigError(
+                "train.monitor_protocol='full' is for the item task; comments are ranked under their item"
+            )
         self.system, self.k = system, int(match["k"] or 1)
         targets = system.dataset.candidates(task, Split.VALID)
         if targets.is_empty():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import track
 
 from reeltalk.data.checks import reading, rows_that
 from reeltalk.data.raw import NULLABLE, RAW_TABLES, Clock, RawLog, empty_table
@@ -43,7 +45,8 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
     all_problems(DataError, f"{raw} is no folder of tables:", problems)
 
     frames: dict[str, pl.LazyFrame] = {}
-    for name, path in files.items():
+    console = Console(stderr=True)
+    for name, path in track(files.items(), description="Checking the tables", console=console, transient=True):
         with reading(path):
             frames[name], found_problems = _typed(name, path)
             problems += found_problems
