@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import torch
@@ -170,7 +171,7 @@ def measure_quality(dataset: Dataset, scratch: Path, seed: int, goals: dict[int,
     done = passes_of(scratch / "model").with_columns(pl.col("seconds").cum_sum())
     for passes, goal in goals.items():
         reached = done.filter(pl.col("validation") >= goal).head(1)
-        best = done["validation"].max()
+        best = cast(float, done["validation"].max())
         if reached.is_empty():
             note = f"not reached: {best:.4f} after {QUALITY_PASSES} passes, the goal is {goal:.4f}"
             yield Measurement(name=protocol.seconds_to(passes), value=float("nan"), unit="s", note=note)

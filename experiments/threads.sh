@@ -11,9 +11,10 @@ reeltalk prepare threads --raw "$raw" --out "$out/data" --set split=time \
     --set valid_from=2021-11-25 --set test_from=2021-12-01 --set item_negatives=active --set active_days=3
 reeltalk encode "$out/data" --out "$out/text"
 
-# Almost every thread of the test window is new, so an ID says nothing of it: text alone speaks for items here.
+# Almost every thread of the test window is new, so an ID says nothing of it: text alone speaks for items here, and learns
+# against the threads of the same three days.
 reeltalk finetune "$out/data" --task item --text "$out/text" --out "$out/item" --set model.use_item_ids=false \
-    --set train.learning_rate=0.002 --set train.max_epochs=6 --set train.patience=2
+    --set data.active_days=3 --set train.learning_rate=0.002 --set train.max_epochs=6 --set train.patience=2
 reeltalk evaluate "$out/item" --out "$out/item-report"
 
 reeltalk finetune "$out/data" --task comment --text "$out/text" --out "$out/comment" \

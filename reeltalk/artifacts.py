@@ -96,7 +96,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     if manifest.format != FORMAT:
         made_by = manifest.versions.get("reeltalk", "an unknown version")
         raise ArtifactError(
-            f"{folder} has format {manifest.format} (reeltalk {made_by}), this version reads format {FORMAT}; write it again"
+            f"{folder} has format {manifest.format} (reeltalk {made_by}), this version reads format {FORMAT}; "
+            "write it again"
         )
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
@@ -131,8 +132,15 @@ def write_manifest(
     files = {name: file_digest(folder / name) for name in names}
     content = {"kind": kind, "config": dict(config), "parents": dict(parents), "files": files}
     manifest = Manifest(
-        **content, format=FORMAT, facts=dict(facts or {}), versions=versions(), digest=digest_of(content)
-    )  # type: ignore[arg-type]
+        kind=kind,
+        format=FORMAT,
+        config=dict(config),
+        parents=dict(parents),
+        files=files,
+        facts=dict(facts or {}),
+        versions=versions(),
+        digest=digest_of(content),
+    )
     write_json(folder / MANIFEST, asdict(manifest))
     (folder / PROGRESS).unlink(missing_ok=True)
     return manifest

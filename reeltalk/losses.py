@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+ALIGN = 64
 # 16 MiB of bf16 scores: what one block of the softmax holds, whatever the number of targets or items
 BLOCK_ELEMENTS = 1 << 23
 # exp() of scores below this neither overflows float32 nor vanishes beside the largest, so rows need no shift
@@ -42,7 +43,9 @@ class _SoftmaxSum(torch.autograd.Function):
         num_targets, width = preference_TD.shape
         num_items = item_ND.shape[0]
         wants_gradient = any(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
-        preference = preference_TD.detach().to(dtype)
+        # Zero rows fill the last block up: shapes repeat, for which matrix libraries keep compiled kernels.
+        num_padded = -(-num_targets // ALIGN) * ALIGN
+        preference = F.pad(preference_TD.detach().to(dtype), (0, 0, 0, num_padded - num_targets))
         item = item_ND.detach().to(dtype)
         # Row sums come out of the product that makes the gradient: extra indicator columns, several because each
         # result is rounded to `dtype` and the rounding averages out.
@@ -51,16 +54,22 @@ class _SoftmaxSum(torch.autograd.Function):
         is_safe = bool(preference.float().norm(dim=1).max() * item.float().norm(dim=1).max() < SAFE_SCORE)
 
         exact = torch.promote_types(dtype, torch.float32)
-        target_score = (preference.to(exact) * item.to(exact)[target_T]).sum(1)
+        target_score = (preference[:num_targets].to(exact) * item.to(exact)[target_T]).sum(1)
         loss = torch.zeros((), dtype=exact, device=item.device)
-        rows = max(1, min(num_targets, block // num_items))
+        rows = max(1, min(num_padded, block // num_items))
+        rows = rows // ALIGN * ALIGN or rows
         weights = torch.empty(rows * num_items, dtype=dtype, device=item.device)
-        d_preference = torch.empty(num_targets, width, dtype=exact, device=item.device)
+        d_preference = torch.empty(num_padded, width, dtype=exact, device=item.device)
         d_item = torch.zeros(num_items, width, dtype=exact, device=item.device)
+        first_T, existing_T = (
+            torch.cat([bound, bound[-1:].expand(num_padded - num_targets)]) for bound in (first_T, existing_T)
+        )
         for start in range(0, num_targets, rows):
             chunk = preference[start : start + rows]
             begin, end = first_T[start : start + rows], existing_T[start : start + rows]
-            lowest, highest = int(begin.min()), int(end.max())  # beyond them no row of the block has a competitor
+            # beyond them no row of the block has a competitor
+            lowest = int(begin.min()) // ALIGN * ALIGN
+            highest = min(num_items, -(-int(end.max()) // ALIGN) * ALIGN)
             used = slice(lowest, highest)
             buffer = weights[: len(chunk) * (highest - lowest)].view(len(chunk), -1)
             weight = torch.mm(chunk, item[used].t(), out=buffer)
@@ -75,14 +84,15 @@ class _SoftmaxSum(torch.autograd.Function):
                 weight -= shift.to(dtype)[:, None]
             mixed = torch.mm(weight.exp_(), item_and_sums[used]).to(exact)
             total = mixed[:, width:].sum(1)
-            loss += (total.log() + shift - target_score[start : start + rows]).sum()
+            own = target_score[start : start + rows]
+            loss += ((total.log() + shift)[: len(own)] - own).sum()
             if wants_gradient:
                 d_preference[start : start + rows] = mixed[:, :width] / total[:, None]
                 d_item[used] += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
         if wants_gradient:
-            d_preference -= item.to(exact)[target_T]
-            d_item.index_add_(0, target_T, preference.to(exact), alpha=-1)
-            ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item.to(item_ND.dtype))  # type: ignore[attr-defined]
+            d_preference = d_preference[:num_targets] - item.to(exact)[target_T]
+            d_item.index_add_(0, target_T, preference[:num_targets].to(exact), alpha=-1)
+            ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item.to(item_ND.dtype))
         return loss
 
     @staticmethod
@@ -107,10 +117,10 @@ def full_softmax(
     Paper: LSVCR eq 17 (InfoNCE over the entire set of items), SASRec with cross-entropy. Temperature and cosine
     similarity belong into the inputs: pass normalised vectors, one side divided by the temperature.
 
-    target_T holds rows of item_ND (0-based). Of the items, which are ordered by creation, the rows first_T up to existing_T
-    compete with a target: those that existed at its time, and were not outdated; all of them where None. `dtype` is what the products are
-    made in (`matmul_dtype()` where None and the inputs are float32 or less; the inputs' own where they are float64);
-    sums are accumulated in float32 or better.
+    target_T holds rows of item_ND (0-based). Of the items, which are ordered by creation, the rows first_T up to
+    existing_T compete with a target: those that existed at its time, and were not outdated; all of them where None.
+    `dtype` is what the products are made in (`matmul_dtype()` where None and the inputs are float32 or less; the
+    inputs' own where they are float64); sums are accumulated in float32 or better.
     """
     if preference_TD.shape[0] == 0:
         return preference_TD.sum() * 0.0

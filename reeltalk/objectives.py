@@ -58,7 +58,7 @@ def comment_objective(
     *,
     regularise: bool = False,
 ) -> Terms:
-    """Eq 19: the chosen comment (column 0) against sampled comments of the item being watched; `regularise` adds eq 16."""
+    """Eq 19: the chosen comment (column 0) against sampled comments of the watched item; `regularise` adds eq 16."""
     step = recommender.comment_step(batch, targets.position_T, targets.item_T, regularise=regularise)
     score_TC, is_candidate_TC = _scores(step, features, targets)
     loss = sampled_softmax(score_TC[:, 0], score_TC[:, 1:], is_candidate_TC[:, 1:])

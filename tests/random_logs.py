@@ -127,7 +127,7 @@ def random_log(
     max_time: int = 40,
     dtype: type[np.float32 | np.float64] = np.float32,
 ) -> Log:
-    """Some users have no item event, some no record, user 1 neither; some texts are empty, some records without comments.
+    """Some users have no item event, some no record, user 1 neither; some texts are empty, some records lack comments.
 
     Comments under items 1, 2, .. are ids 1, 2, .. in order of creation; items 1 and 2 have none. Only items that exist
     are watched. Items 4 and 9 are unknown.
@@ -158,7 +158,7 @@ def random_log(
     titles[[0, 3]] = 0
     comments[[0, 1]] = 0
     pool = CommentPool(offsets, np.concatenate([[0], created]), np.concatenate([[0], author]))
-    return Log(users, item_created, known, pool, titles, comments)
+    return Log(users, item_created, known, pool, cast(Vectors, titles), cast(Vectors, comments))
 
 
 def _existing(rng: np.random.Generator, created: Ints, time: int) -> int:
@@ -179,7 +179,7 @@ def settings_of(name: str, **values: object) -> BaseModel:
 
 
 def random_model(name: str, task: Task, log: Log, *, length: int, seed: int = 0, **values: object) -> Recommender:
-    """A small model with weights so large that every part of it shows in the result; of the titles' dtype, in eval mode."""
+    """A small model with weights so large that every part shows in the result; of the titles' dtype, in eval mode."""
     titles = torch.from_numpy(log.titles if MODELS[name].reads_text else log.titles[:, :0])
     known = torch.from_numpy(log.known)
     model = build(
@@ -199,7 +199,7 @@ def packed_batch(log: Log, windows: Windows, task: Task, *, has_start: bool = Tr
 
 
 def preferences(model: Recommender, log: Log, windows: Windows, task: Task) -> tuple[Ints, Tensor]:
-    """Every target of the windows: its row in the history that the task predicts, and the preference before it, [T, D]."""
+    """Every target of the windows: its row in the history that the task predicts, the preference before it, [T, D]."""
     packed, batch = packed_batch(log, windows, task, has_start=model.has_start)
     rows, window = packed.target_rows()
     position = torch.from_numpy(packed.target_positions(rows, window, task))

@@ -238,7 +238,7 @@ def test_wrong_or_missing_files_are_named(tmp_path: Path) -> None:
     write(tmp_path / "categories.json", [{"name": "Toys"}])
     (tmp_path / "empty.json").touch()
     told = fault(tmp_path)
-    assert "categories.json holds no reviews: its first record has the fields name" in told
+    assert "categories.json holds no reviews: its first record has name" in told
     assert "empty.json holds no reviews: it is empty" in told
     assert "source.metadata=[] if there is none" in fault(tmp_path, metadata=None)
     assert "source.reviews: no file 'x*.json'" in fault(tmp_path, reviews=["x*.json"])

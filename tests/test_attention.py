@@ -16,7 +16,7 @@ def test_dropout_keeps_the_mean_and_drops_at_its_rate(probability: float, dtype:
     dropped = dropout(torch.ones(1_000, 203, dtype=dtype), probability, training=True).double()
     assert abs(float((dropped == 0).double().mean()) - probability) < 0.005  # in steps of 1/256
     assert abs(float(dropped.mean()) - 1) < 0.02
-    assert len(dropped.unique()) == 2
+    assert len(dropped.unique()) == 2  # type: ignore[no-untyped-call]
     by_column = (dropped == 0).double().mean(0)
     assert float((by_column - by_column.mean()).abs().max()) < 0.08  # 5 standard deviations
 
@@ -47,7 +47,7 @@ def test_dropout_is_seeded_and_fresh_each_time() -> None:
 def test_dropout_gradient_is_that_of_what_was_kept() -> None:
     x = torch.ones(40, 40, requires_grad=True)
     kept = dropout(x, 0.4, training=True)
-    kept.sum().backward()
+    kept.sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and torch.equal(x.grad, kept.detach())
 
 
@@ -57,9 +57,9 @@ def test_attention_is_torchs() -> None:
     query, key = torch.randn(4, 7, 12).double(), torch.randn(4, 5, 12).double()
     mask = torch.rand(4, 7, 5) < 0.7
     mask[..., 0] = True
-    q, kv = attention.query(query), attention.key_value(key)
-    heads = [part.view(4, -1, 3, 4).transpose(1, 2) for part in (q, *kv.chunk(2, dim=-1))]
-    expected = F.scaled_dot_product_attention(*heads, attn_mask=mask[:, None]).transpose(1, 2).reshape(4, 7, 12)
+    parts = (attention.query(query), *attention.key_value(key).chunk(2, dim=-1))
+    q, k, v = (part.view(4, -1, 3, 4).transpose(1, 2) for part in parts)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None]).transpose(1, 2).reshape(4, 7, 12)
     found = attention(query, key, masked_bias(mask, torch.float64))
     torch.testing.assert_close(found, attention.out(expected))
 

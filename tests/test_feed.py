@@ -59,7 +59,7 @@ def test_comment_pool_of_a_dataset(toy_dataset: Dataset) -> None:
 
 
 def test_comment_batch(log: Log) -> None:
-    """One target for each comment of each record that existed when the record began; negatives are none of the record's."""
+    """One target for each of a record's comments that existed when it began; negatives are none of the record's."""
     histories = log.histories
     windows = training_windows(histories, "comment", length=50, has_start=True)
     feed = log.feed("comment", num_negatives=30)

@@ -19,7 +19,7 @@ COUNTS = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 2), st.integers(0
 
 
 def users_with(counts: list[tuple[int, int, int]], task: Task) -> list[User]:
-    """Users with so many training, validation and test events of the task, two a moment, and three of the other kind."""
+    """Users with so many training, validation and test events of the task, two a moment, and three of the other."""
     users = []
     for per_split in counts:
         splits = [split for split, count in zip(Split, per_split, strict=True) for _ in range(count)]
@@ -77,7 +77,7 @@ def test_training_after_a_held_out_event_is_an_error() -> None:
 def test_nothing_to_train_on_gives_no_window() -> None:
     users = [User(), User([ItemEvent(1, 1, split=Split.VALID)])]
     for task in ("item", "comment"):
-        assert len(training_windows(histories_of(users), task, length=5, has_start=True)) == 0  # type: ignore[arg-type]
+        assert len(training_windows(histories_of(users), task, length=5, has_start=True)) == 0
     one_event = histories_of([User([ItemEvent(1, 1)])])
     assert len(training_windows(one_event, "item", length=5, has_start=False)) == 0
     assert len(training_windows(one_event, "item", length=5, has_start=True)) == 1
@@ -86,7 +86,7 @@ def test_nothing_to_train_on_gives_no_window() -> None:
 @pytest.mark.parametrize("task", ["item", "comment"])
 @pytest.mark.parametrize("length", [1, 3, 50])
 def test_target_windows(task: Task, length: int) -> None:
-    """The last `length` events before the target, and of the other history those before its time, in any order of targets."""
+    """The last `length` events before the target, of the other history those before its time; targets in any order."""
     log = random_log(1, num_users=30)
     histories = log.histories
     offsets, _, times = anchor(histories, task)
@@ -112,7 +112,7 @@ def test_request_windows(task: Task, length: int) -> None:
     users = np.repeat(np.arange(1, 31), 3)
     request = np.random.default_rng(0).integers(-1, 45, len(users))
     windows = request_windows(histories, task, users, request, length=length)
-    for window, (user, moment) in enumerate(zip(users, request, strict=True)):
+    for window, (user, moment) in enumerate(zip(users.tolist(), request.tolist(), strict=True)):
         own = list(range(windows.begin[window], windows.end[window]))
         assert own == known_before(histories, other, user, moment)[-length:]
         assert other_rows(histories, windows, window, task) == known_before(histories, task, user, moment)[-length:]

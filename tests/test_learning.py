@@ -31,13 +31,12 @@ def model_for(name: str, task: str, log: Log) -> Recommender:
 def step(optimizer: torch.optim.Optimizer, terms: Terms) -> float:
     loss = torch.stack([total / count for total, count in terms.values()]).sum()
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return float(loss.detach())
 
 
-# items
-# ------------------------------------------------------------------------------------------------------------------
+# items ----------------------------------------------------------------------------------------------------------------
 
 
 def cycle_log(num_items: int = 12, num_users: int = 60) -> Log:
@@ -77,10 +76,9 @@ def test_the_next_item_of_a_ring(name: str) -> None:
     assert best.tolist() == expected  # Recall@1 = 1
 
 
-# comments
-# ---------------------------------------------------------------------------------------------------------------
+# comments -------------------------------------------------------------------------------------------------------------
 
-STYLES = 3
+STYLES, TEXT_WIDTH = 3, 64
 
 
 def style_log(*, by_title: bool, num_users: int = 240, num_items: int = 9) -> Log:
@@ -90,12 +88,11 @@ def style_log(*, by_title: bool, num_users: int = 240, num_items: int = 9) -> Lo
     kinds, in some order, before meeting one of them again, which is the last record.
     """
     rng = np.random.default_rng(1)
-    kind, style = np.eye(STYLES, 8), np.eye(STYLES, 8, k=STYLES)
-    titles = np.concatenate([np.zeros((1, 8)), kind[np.arange(num_items) % STYLES]]) + rng.normal(
-        0, 0.05, (num_items + 1, 8)
-    )
-    texts = np.concatenate([np.zeros((1, 8)), np.tile(style, (num_items, 1))])
-    texts[1:] += rng.normal(0, 0.05, texts[1:].shape)
+    kind, style = rng.normal(size=(2, STYLES, TEXT_WIDTH))
+    titles = rng.normal(0, 0.05, (num_items + 1, TEXT_WIDTH))
+    titles[1:] += kind[np.arange(num_items) % STYLES]
+    texts = rng.normal(0, 0.05, (STYLES * num_items + 1, TEXT_WIDTH))
+    texts[1:] += np.tile(style, (num_items, 1))
     offsets = offsets_of([0, *[STYLES] * num_items])
     users = []
     for user in range(num_users):
@@ -137,7 +134,6 @@ def test_the_comment_a_user_answers(name: str, by_title: bool, steps: int) -> No
     for seed in range(steps):
         batch, targets = feed.comment_batch(windows, rng=np.random.default_rng(seed))
         losses.append(step(optimizer, comment_objective(model.train(), None, batch, targets)))
-    print(losses[::10])
     assert losses[-1] < losses[0] * 0.8
     asked, items, candidates = held_out(log)
     with torch.no_grad():
@@ -161,6 +157,6 @@ def test_candidate_features_learn_that_the_freshest_is_answered() -> None:
     for _ in range(150):
         score_TC = features(feature_TCF, is_candidate_TC).masked_fill(~is_candidate_TC, -torch.inf)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(score_TC, freshest_T).backward()
+        nn.functional.cross_entropy(score_TC, freshest_T).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert float((score_TC.argmax(1) == freshest_T).double().mean()) > 0.97

@@ -94,7 +94,7 @@ def test_full_softmax_in_bf16(length: float, tolerance: float) -> None:
     loss, *gradients = with_gradients(
         full_softmax(preference_TD, item_ND, target_T, dtype=torch.bfloat16), preference_TD, item_ND
     )
-    expected, *expected_gradients = reference(*rounded, target_T)
+    expected, *expected_gradients = reference(rounded[0], rounded[1], target_T)
     assert float(loss) == pytest.approx(float(expected), rel=0.005, abs=1.0)
     for actual, wanted in zip(gradients, expected_gradients, strict=True):
         assert float((actual.double() - wanted).norm() / wanted.norm()) < tolerance
@@ -115,7 +115,7 @@ def test_full_softmax_without_targets() -> None:
     preference_TD = torch.zeros(0, D, requires_grad=True)
     loss = full_softmax(preference_TD, torch.randn(N, D), torch.zeros(0, dtype=torch.int64))
     assert loss.item() == 0
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def test_full_softmax_scales_its_gradients() -> None:
@@ -142,7 +142,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_does_not_grow_with_targets_times_items() -> None:
-    """4,000 targets beside 20,000 items would be 160 MB of scores in bf16; the workspace is one block and its buffers."""
+    """4,000 targets by 20,000 items would be 160 MB of scores in bf16; the workspace is one block and its buffers."""
     added = subprocess.run([sys.executable, "-c", PEAK, "4000"], capture_output=True, text=True, check=True)
     assert int(added.stdout) < 80 * 1024
 
@@ -187,5 +187,5 @@ def test_regularisation_is_least_where_id_and_text_agree() -> None:
 def test_unit() -> None:
     vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
     torch.testing.assert_close(unit(vectors), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    unit(vectors).sum().backward()
+    unit(vectors).sum().backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None and vectors.grad.isfinite().all()

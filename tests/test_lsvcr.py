@@ -28,8 +28,7 @@ Vector = NDArray[np.float64]
 Weights = dict[str, Vector]
 
 
-# the parts, one vector at a time
-# ---------------------------------------------------------------------------------------
+# the parts, one vector at a time --------------------------------------------------------------------------------------
 
 
 def linear(weights: Weights, name: str, x: Vector) -> Vector:
@@ -43,7 +42,8 @@ def gelu(x: Vector) -> Vector:
 
 def norm(weights: Weights, name: str, x: Vector) -> Vector:
     centred = x - x.mean()
-    return centred / np.sqrt((centred**2).mean() + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    scaled: Vector = centred / np.sqrt((centred**2).mean() + 1e-5)
+    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def softmax(scores: list[float]) -> list[float]:
@@ -52,7 +52,8 @@ def softmax(scores: list[float]) -> list[float]:
 
 
 def mixture(shares: list[float], vectors: list[Vector]) -> Vector:
-    return np.sum([share * vector for share, vector in zip(shares, vectors, strict=True)], axis=0)
+    mixed: Vector = np.sum([share * vector for share, vector in zip(shares, vectors, strict=True)], axis=0)
+    return mixed
 
 
 def multi_head_attention(weights: Weights, name: str, query: Vector, keys: list[Vector], num_heads: int) -> Vector:
@@ -91,8 +92,7 @@ def weights_of(model: torch.nn.Module) -> Weights:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-# LSVCR, written from the equations
-# ----------------------------------------------------------------------------------------
+# LSVCR, written from the equations ------------------------------------------------------------------------------------
 
 
 class Slow:
@@ -114,7 +114,8 @@ class Slow:
 
     def identity(self, item: int) -> Vector:
         """e_id; nothing was learnt for an item without a training event."""
-        return self.w["item_embedding.weight"][item] * self.log.known[item]
+        embedding: Vector = self.w["item_embedding.weight"][item] * self.log.known[item]
+        return embedding
 
     def z(self, item: int, comments: list[int]) -> Vector:
         """Eq 1 (one hot comment) and eq 2 (the record's comments); an absent comment is the text of a zero vector."""
@@ -134,7 +135,7 @@ class Slow:
         return [norm(self.w, f"input_norms.{which}", x) for x in inputs]
 
     def fused_items(self, items: list, records: list[Record], moments: list[int]) -> list[Vector]:  # type: ignore[type-arg]
-        """Eq 4 and 5; moments[i] is the time of what follows entry i, and only records that ended before it are known."""
+        """Eq 4 and 5; moments[i] is the time of what follows entry i; only records that ended before it are known."""
         h_v = self.encoded_items(items)
         h_c = self.encoded_records(records)
         fused = []
@@ -223,7 +224,7 @@ def model(log: Log) -> LSVCR:
 def test_preferences(
     log: Log, model: LSVCR, task: Task, slow_one: Callable[[Slow, User, int], tuple[list[float], Vector]]
 ) -> None:
-    """Eq 1 to 8 together: the preference before every event of every user, users without one or either history among them."""
+    """Eq 1 to 8: the preference before every event of every user, users without one history or both among them."""
     slow = Slow(model, log)
     rows, fast_TD = preferences(model, log, training_windows(log.histories, task, length=LENGTH, has_start=True), task)
     targets = each_target(log, task)
@@ -369,7 +370,7 @@ def test_eq_17_item_objective(log: Log, model: LSVCR) -> None:
 
 
 def test_eq_19_comment_objective(log: Log, model: LSVCR) -> None:
-    """The chosen comment's share among sampled comments of the watched item; a target without any negative adds nothing."""
+    """The chosen comment's share among sampled comments of the item; a target without any negative adds nothing."""
     slow = Slow(model, log)
     windows = training_windows(log.histories, "comment", length=LENGTH, has_start=True)
     batch, targets = log.feed("comment").comment_batch(windows, rng=np.random.default_rng(4))
@@ -435,10 +436,10 @@ def test_long_histories_are_read_from_their_last_events(log: Log, model: LSVCR) 
     """With 4 events of each history: what the loop says of users who have no others."""
     slow = Slow(model, log)
     for task in ("item", "comment"):
-        targets = each_target(log, task)  # type: ignore[arg-type]
+        targets = each_target(log, task)
         rows = np.arange(len(targets))
-        windows = target_windows(log.histories, task, rows, length=4)  # type: ignore[arg-type]
-        _, fast_TD = preferences(model, log, windows, task)  # type: ignore[arg-type]
+        windows = target_windows(log.histories, task, rows, length=4)
+        _, fast_TD = preferences(model, log, windows, task)
         for (user, place), fast_D in zip(targets, fast_TD, strict=True):
             first = max(0, place - 4)
             if task == "item":

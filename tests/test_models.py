@@ -119,7 +119,7 @@ def test_the_target_itself_does_not_show(name: str, task: Task) -> None:
 
 
 def comment_example(model: Recommender, log: Log, *, order: Ints | None = None) -> tuple[Batch, CommentTargets, Ints]:
-    """Every record of the log with all comments of its item as candidates, these in another order where one is given."""
+    """Every record of the log with all comments of its item as candidates, in another order where one is given."""
     histories = log.histories
     rows = np.arange(len(histories.record_item))
     rows = rows[histories.record_item > 2]  # items 1 and 2 have no comments
@@ -170,7 +170,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
         else:
             batch, comment_targets = feed.comment_batch(windows, rng=np.random.default_rng(0))
             terms = comment_objective(model, None, batch, comment_targets, regularise=True)
-        torch.stack([total / count for total, count in terms.values()]).sum().backward()
+        torch.stack([total / count for total, count in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     without = [
         key for key, value in model.named_parameters() if value.grad is None or float(value.grad.abs().max()) < 1e-9
     ]
@@ -208,7 +208,9 @@ def test_empty_histories_and_texts_give_finite_numbers(name: str, task: Task, pr
     position_T = torch.from_numpy(packed.target_positions(rows, window, task))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         if task == "item":
-            preference_TD = target_preferences(model, batch, ItemTargets(position_T, position_T, position_T, position_T))
+            preference_TD = target_preferences(
+                model, batch, ItemTargets(position_T, position_T, position_T, position_T)
+            )
             assert (preference_TD[position_T < 0] == 0).all()
         else:
             preference_TD = model.comment_preferences(batch, position_T, torch.ones(5, dtype=torch.int64))

@@ -22,7 +22,9 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.histories import Histories, Windows
 from reeltalk.data.ragged import Ints, ranges
 
+# Few distinct shapes: matrix libraries compile and keep a kernel for each, which costs time and memory.
 ALIGN = 8
+ROW_ALIGN = 4
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class PackedHistory(_Tensors):
     segment_RL: which user of the row, 1.., 0 at padding. position_RL: index of the entry in its window, -1 at the start
     entry. item_RL: item_id, 0 at start and padding. comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the
     record's comments, or the item's hot comment. known_RL: time (ms) from which the other history may look at the
-    entry.
-    horizon_RL: time of the next target; an entry may look at what was known strictly before it.
+    entry. horizon_RL: time of the next target; an entry may look at what was known strictly before it.
     """
 
     segment_RL: Tensor
@@ -54,7 +55,7 @@ class PackedHistory(_Tensors):
 
 @dataclass(frozen=True)
 class ItemTargets(_Tensors):
-    """Item task: the item to predict at a position. position_T indexes the flattened [R * L] grid, -1: no history at all.
+    """Item task: the item to predict at a position. position_T indexes the flat [R * L] grid, -1: no history at all.
 
     Ids are in order of creation: at the target's time the ids 1..existing_T existed, and the first first_T of them are
     outdated and do not compete in training.
@@ -82,7 +83,7 @@ class CommentTargets(_Tensors):
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """Both histories of some users. comment_U: the distinct comment_ids used, 0 first; comment_text_UE: their text vectors."""
+    """Both histories of some users. comment_U: distinct comment_ids, 0 first; comment_text_UE: their text vectors."""
 
     items: PackedHistory
     records: PackedHistory
@@ -92,7 +93,7 @@ class Batch(_Tensors):
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each window lies: its row, its number in that row (from 1), its first column in either grid. int64 [windows]."""
+    """Where each window lies: row, number in that row (from 1), first column in either grid. int64 [windows]."""
 
     row: Ints
     segment: Ints
@@ -104,7 +105,7 @@ class Packing:
 
 
 def pack(item_length: Ints, record_length: Ints) -> Packing:
-    """Lay windows into rows: those that need most room first, each into the first row with room for it in both grids."""
+    """Lay windows into rows: those that need most room first, each in the first row with room for it in both grids."""
     item_room, record_room = _aligned(item_length), _aligned(record_length)
     shares = np.stack([item_length / item_room, record_length / record_room])
     order = np.lexsort((-shares.sum(0), -shares.max(0)))
@@ -128,7 +129,8 @@ def pack(item_length: Ints, record_length: Ints) -> Packing:
             open_rows.remove(row)
     columns = np.empty((4, len(order)), np.int64)
     columns[:, order] = np.array(places, np.int64).reshape(-1, 4).T
-    return Packing(*columns, num_rows=max(1, num_rows), item_columns=item_room, record_columns=record_room)
+    num_rows = -(-max(1, num_rows) // ROW_ALIGN) * ROW_ALIGN if len(order) > 1 else 1
+    return Packing(*columns, num_rows=num_rows, item_columns=item_room, record_columns=record_room)
 
 
 def _aligned(lengths: Ints) -> int:
@@ -184,7 +186,7 @@ class PackedWindows:
         return ranges(self.windows.first_target, self.windows.end + 1), np.repeat(np.arange(len(count)), count)
 
     def target_positions(self, target_rows: Ints, window: Ints, task: Task) -> Ints:
-        """Flat grid index of the entry from which each target is predicted; -1 where a history is empty and has no start."""
+        """Flat index of the entry from which each target is predicted; -1 where a history is empty and has no start."""
         is_item = task == "item"
         column = (self.packing.item_column if is_item else self.packing.record_column)[window]
         columns = self.packing.item_columns if is_item else self.packing.record_columns

@@ -13,10 +13,24 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reeltalk.evaluation.floors import ORACLE
-from reeltalk.evaluation.plots import Bar, Kind, Series, bars, grouped_bars, lines, training_curves
+from reeltalk.evaluation.plots import (
+    ACCENT,
+    CEILING,
+    OTHERS,
+    Bar,
+    Kind,
+    Series,
+    bars,
+    grouped_bars,
+    lines,
+    training_curves,
+)
 
 TEMPLATE = "report.html"
 PROTOCOL_TITLES = {"sampled": "Saved candidates", "full": "Full ranking"}
+PARTITION_TITLES = {"users": "Users", "items": "Items", "history": "History length"}
+METRICS = ("recall", "ndcg", "hit", "mrr", "coverage")
+SEGMENTS = ("cold-start", "unseen", "long-tail", "others")
 
 Document = Mapping[str, Any]
 
@@ -69,11 +83,11 @@ def render(document: Document, *, training_log: pl.DataFrame | None = None) -> s
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         report=document,
-        sections=[_section(document, protocol) for protocol in document["metrics"]],
+        sections=[_section(document, protocol) for protocol in PROTOCOL_TITLES if protocol in document["metrics"]],
         segments=list(_segment_tables(document)),
         curve=None if curve is None else Markup(curve),
         folds=[
-            (title, json.dumps(content, indent=2, ensure_ascii=False, default=str))
+            (title, json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True, default=str))
             for title, content in (
                 ("Settings of the evaluation", document["protocol"]["settings"]),
                 ("Config of the model", (document["model"] or {}).get("config")),
@@ -94,14 +108,12 @@ def headline_metric(document: Document, protocol: str) -> str:
 
 def best_other(document: Document, protocol: str, metric: str) -> str | None:
     """The best of the systems that the reported one was compared with, the oracle aside."""
-    others = [
-        other
-        for other, found in document["comparisons"].items()
+    reached = {
+        other: float(document["systems"][other]["metrics"][protocol][metric]["mean"])
+        for other, found in sorted(document["comparisons"].items())
         if other != ORACLE and metric in found.get(protocol, {})
-    ]
-    return max(
-        others, key=lambda other: float(document["systems"][other]["metrics"][protocol][metric]["mean"]), default=None
-    )
+    }
+    return max(reached, key=lambda other: reached[other], default=None)
 
 
 def _section(document: Document, protocol: str) -> Section:
@@ -109,7 +121,7 @@ def _section(document: Document, protocol: str) -> Section:
         name: found["metrics"][protocol] for name, found in document["systems"].items() if protocol in found["metrics"]
     }
     headline = headline_metric(document, protocol)
-    order = sorted(systems, key=lambda name: -systems[name][headline]["mean"])
+    order = sorted(systems, key=lambda name: (-systems[name][headline]["mean"], name))
     columns = _columns(document, systems)
     best = {
         column: max((found[column]["mean"] for name, found in systems.items() if name != ORACLE), default=None)
@@ -132,7 +144,7 @@ def _section(document: Document, protocol: str) -> Section:
 
 def _columns(document: Document, systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Metrics of the table; hit is left out where one positive makes it equal recall."""
-    names = list(systems[document["system"]])
+    names = sorted(systems[document["system"]], key=_metric_place)
     is_same = all(
         found[name]["mean"] == found[name.replace("hit", "recall")]["mean"]
         for found in systems.values()
@@ -140,6 +152,17 @@ def _columns(document: Document, systems: Mapping[str, Mapping[str, Any]]) -> li
         if name.startswith("hit@")
     )
     return [name for name in names if not (is_same and name.startswith("hit@"))]
+
+
+def _metric_place(name: str) -> tuple[bool, bool, int, int]:
+    """What is cut off at K stands by K, mrr after it, coverage last; files do not keep an order."""
+    metric, _, k = name.partition("@")
+    return metric == "coverage", not k, int(k or 0), METRICS.index(metric)
+
+
+def _segment_place(name: str) -> int:
+    """Named segments as they are listed, bins by where they begin."""
+    return SEGMENTS.index(name) if name in SEGMENTS else int(name.rstrip("+").split("-")[0])
 
 
 def _cell(found: Mapping[str, Any], best: float | None) -> Cell:
@@ -152,6 +175,14 @@ def _kind(document: Document, system: str) -> Kind:
     if system == document["system"]:
         return "reported"
     return "ceiling" if system == ORACLE else "other"
+
+
+def _series(document: Document, system: str, of: list[Bar | None]) -> Series:
+    """A system's figures in its colour, which is the same in every plot."""
+    kind = _kind(document, system)
+    others = sorted(name for name in document["systems"] if _kind(document, name) == "other")
+    own = {"reported": ACCENT, "ceiling": CEILING}
+    return Series(system, kind, own.get(kind) or OTHERS[others.index(system) % len(OTHERS)], of)
 
 
 def _gain(document: Document, protocol: str, metric: str) -> Gain | None:
@@ -174,7 +205,7 @@ def _plots(document: Document, protocol: str, systems: Mapping[str, Any], order:
     headline = headline_metric(document, protocol)
 
     def series(metrics: list[str]) -> list[Series]:
-        return [Series(name, _kind(document, name), [Bar(**systems[name][m]) for m in metrics]) for name in order]
+        return [_series(document, name, [Bar(**systems[name][m]) for m in metrics]) for name in order]
 
     yield bars(f"{_shown(headline)}, {title.lower()}", series([headline]))
     if len(ks) > 1:
@@ -195,11 +226,12 @@ class SegmentTable:
 
 def _segment_tables(document: Document) -> Iterator[SegmentTable]:
     """The reported system beside the best other one, under the last protocol (full ranking where there is one)."""
-    protocol = list(document["metrics"])[-1]
+    protocol = next(name for name in reversed(PROTOCOL_TITLES) if name in document["metrics"])
     metric = headline_metric(document, protocol)
     other = best_other(document, protocol, metric)
     systems = [document["system"], *([other] if other else [])]
-    for partition, segments in document["segments"].items():
+    for partition, title in PARTITION_TITLES.items():
+        segments = dict(sorted(document["segments"][partition].items(), key=lambda found: _segment_place(found[0])))
         figures = {
             name: {
                 segment: document["systems"][name]["segments"][partition][segment]["metrics"]
@@ -214,9 +246,8 @@ def _segment_tables(document: Document) -> Iterator[SegmentTable]:
             for segment, of in segments.items()
         ]
         filled = [segment for segment, of in segments.items() if of["targets"]]
-        series = [Series(name, _kind(document, name), [_bar(figures[name][s]) for s in filled]) for name in systems]
+        series = [_series(document, name, [_bar(figures[name][s]) for s in filled]) for name in systems]
         plot = grouped_bars(f"{_shown(metric)} by {partition}", filled, series)
-        title = {"users": "Users", "items": "Items", "history": "History length"}.get(partition, partition)
         yield SegmentTable(title, f"{_shown(metric)}, {PROTOCOL_TITLES[protocol].lower()}", systems, rows, Markup(plot))
 
 

@@ -62,6 +62,7 @@ class Series:
 
     name: str
     kind: Kind
+    colour: str
     bars: Sequence[Bar | None]
 
 
@@ -73,8 +74,7 @@ def bars(title: str, of: Sequence[Series]) -> str:
         drawn = [(series, bar) for series in of for bar in series.bars if bar is not None]
         reach = max([bar.end for _, bar in drawn] + [1e-9])
         for place, (series, bar) in enumerate(drawn):
-            colour = {"reported": ACCENT, "ceiling": CEILING, "other": OTHERS[0]}[series.kind]
-            axes.barh(place, bar.mean, height=0.64, color=colour)
+            axes.barh(place, bar.mean, height=0.64, color=series.colour)
             axes.errorbar(bar.mean, place, xerr=_reach(bar), fmt="none", **WHISKER)
             axes.text(bar.end + 0.03 * reach, place, f"{bar.mean:.4f}", va="center", fontsize=9)
         axes.set_yticks(range(len(drawn)), [series.name for series, _ in drawn])
@@ -92,11 +92,11 @@ def lines(title: str, ks: Sequence[int], of: Sequence[Series]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(THIRD, 3.2), layout="constrained")
         axes = figure.subplots()
-        for series, colour in zip(of, _colours(of), strict=True):
+        for series in of:
             values = [np.nan if bar is None else bar.mean for bar in series.bars]
             dashes = "--" if series.kind == "ceiling" else "-"
             width = 2.4 if series.kind == "reported" else 1.4
-            axes.plot(ks, values, color=colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
+            axes.plot(ks, values, color=series.colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
         axes.set_xticks(ks)
         axes.set_xlabel("K")
         axes.set_ylim(bottom=0)
@@ -112,11 +112,11 @@ def grouped_bars(title: str, groups: Sequence[str], of: Sequence[Series]) -> str
         figure = Figure(figsize=(HALF, 2.6), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / max(1, len(of))
-        for place, (series, colour) in enumerate(zip(of, _colours(of), strict=True)):
+        for place, series in enumerate(of):
             shift = (place - (len(of) - 1) / 2) * width
             drawn = [(group + shift, bar) for group, bar in enumerate(series.bars) if bar is not None]
             heights = [bar.mean for _, bar in drawn]
-            axes.bar([x for x, _ in drawn], heights, width=width * 0.92, color=colour, label=series.name)
+            axes.bar([x for x, _ in drawn], heights, width=width * 0.92, color=series.colour, label=series.name)
             for x, bar in drawn:
                 axes.errorbar(x, bar.mean, yerr=_reach(bar), fmt="none", **WHISKER)
         axes.set_xticks(range(len(groups)), list(groups))
@@ -149,13 +149,6 @@ def training_curves(log: pl.DataFrame) -> str | None:
             if len(of) > 1:
                 axes.legend(fontsize=8.5)
         return _svg(figure, "training")
-
-
-def _colours(of: Sequence[Series]) -> list[str]:
-    """The accent for the reported system, grey for the ceiling, a colour of its own for each of the rest."""
-    rest = iter(OTHERS * (1 + len(of) // len(OTHERS)))
-    of_kind = {"reported": ACCENT, "ceiling": CEILING}
-    return [of_kind.get(series.kind) or next(rest) for series in of]
 
 
 def _reach(bar: Bar) -> list[list[float]] | None:

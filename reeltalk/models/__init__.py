@@ -66,7 +66,7 @@ def build(
     history_length: int,
     seed: int,
 ) -> Recommender:
-    """A fresh model; the same seed gives the same weights, whatever was drawn before. All items are known where None."""
+    """A new model; the same seed gives the same weights, whatever was drawn before. All items are known where None."""
     known = torch.ones(len(titles), dtype=torch.bool) if known_items is None else known_items
     spec = model_spec(name, task)
     with torch.random.fork_rng(devices=[]):

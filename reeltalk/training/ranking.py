@@ -68,7 +68,7 @@ class SystemRanker:
             chosen = torch.from_numpy(candidates.values.astype(np.int64))
             parts = [
                 (preference_BD[o] * self.item_vectors()[c]).sum(1)
-                for o, c in zip(owner.split(1 << 18), chosen.split(1 << 18), strict=True)
+                for o, c in zip(torch.split(owner, 1 << 18), torch.split(chosen, 1 << 18), strict=True)
             ]
             return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
         return self._comment_scores(targets, candidates)

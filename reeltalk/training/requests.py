@@ -37,6 +37,7 @@ class History:
     comment_times: Sequence[int] | None = None
 
 
+@torch.inference_mode()
 def recommend_items(
     system: System,
     user: str | History,

@@ -66,7 +66,7 @@ def finetune_settings(name: str, task: Task) -> type[FinetuneSettings]:
     return create_model(
         f"{section.__name__.removesuffix('Settings')}FinetuneSettings",
         __base__=FinetuneSettings,
-        name=(Literal[name], name),
-        task=(Literal[task], task),
+        name=(Literal[name], name),  # type: ignore[arg-type]
+        task=(Literal[task], task),  # type: ignore[arg-type]
         model=(section, section()),
     )

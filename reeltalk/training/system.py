@@ -97,15 +97,16 @@ class System(nn.Module):
         if len(windows) == 0:
             what = "item events" if settings.task == "item" else "comment records"
             raise DataError(
-                f"{self.dataset.path} has no {what} to train the {settings.task} task on; prepare it from logs that have"
+                f"{self.dataset.path} has no {what} to train the {settings.task} task on; "
+                "prepare it from logs that have"
             )
         return windows
 
     @torch.inference_mode()
     def item_vectors(self) -> Tensor:
-        """Vectors of all items for an index of one's own: float32 [N, D], row item_id - 1; score = preference · vector."""
+        """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector."""
         self.eval()
-        return self.recommender.item_vectors()[1:].float()
+        return self.recommender.item_vectors().detach()[1:].float()
 
 
 def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:

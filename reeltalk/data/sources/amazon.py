@@ -145,9 +145,7 @@ def _reviews(paths: Sequence[Path], *, drop_before_2000: bool) -> pl.LazyFrame:
         fields = first_fields(path)
         form = next((form for form in FORMS if form.is_told_by(fields)), None)
         if form is None:
-            found = (
-                f"its first record has the fields {', '.join(fields)}" if fields else broken_at(path) or "it is empty"
-            )
+            found = f"its first record has {', '.join(fields)}" if fields else broken_at(path) or "it is empty"
             known = "; or ".join(f"{form.user}, asin, {form.body}, {form.time}" for form in FORMS)
             problems.append(f"{path.name} holds no reviews: {found}; expected {known}")
             continue
@@ -168,10 +166,8 @@ def _check_metadata(paths: Sequence[Path]) -> None:
 def _unfit(form: Form, *, allow_before_2000: bool) -> dict[tuple[str, str], pl.Expr]:
     """The kinds of unfit rows: field and words, and the rows that are meant."""
     time = pl.col("time")
-    is_meant, is_old = (
-        time.is_between(EARLIEST, LATEST, closed="left"),
-        time.is_between(OPENED, EARLIEST, closed="left"),
-    )
+    is_meant = time.is_between(EARLIEST, LATEST, closed="left")
+    is_old = time.is_between(OPENED, EARLIEST, closed="left")
     other, unit = (time // SECOND, "milliseconds") if form.unit == SECOND else (time * SECOND, "seconds")
     is_other = other.is_between(EARLIEST, LATEST, closed="left") & ~is_meant
     kinds = {
