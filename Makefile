@@ -23,7 +23,7 @@ format: $(READY)  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY)  ## run the benchmarks and write benchmarks/results.json (long)
+bench: $(READY)  ## run the benchmarks beside other libraries, write benchmarks/results.json (hours)
 	@$(BIN)/python -m benchmarks.run
 
 clean:  ## remove the virtual environment, the demo's output and caches

@@ -124,6 +124,19 @@ def test_item_batch_knows_what_existed(log: Log) -> None:
     assert batch.items.item_RL.max() <= log.num_items
 
 
+def test_outdated_items_do_not_compete_in_training(log: Log) -> None:
+    days = 10.5 / 86_400_000  # ten ticks of the random log
+    feed = replace(log.feed("item"), active_days=days)
+    windows = training_windows(log.histories, "item", length=50, has_start=True)
+    _, targets = feed.item_batch(windows)
+    outdated = [int((log.created < time - 10).sum()) for time in log.histories.time]
+    assert targets.first_T.tolist() == [
+        min(count, item - 1) for count, item in zip(outdated, targets.item_T.tolist(), strict=False)
+    ]
+    assert outdated != targets.first_T.tolist()  # some targets are outdated themselves: what came after them competes
+    assert len(set(targets.first_T.tolist())) > 2
+
+
 def test_a_request_has_no_target_yet(log: Log) -> None:
     users = np.array([40, 1, 40])
     windows = request_windows(log.histories, "item", users, np.full(3, 10_000), length=50)

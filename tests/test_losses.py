@@ -30,13 +30,19 @@ def with_gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 
 def reference(
-    preference_TD: Tensor, item_ND: Tensor, target_T: Tensor, existing_T: Tensor | None = None
+    preference_TD: Tensor,
+    item_ND: Tensor,
+    target_T: Tensor,
+    first_T: Tensor | None = None,
+    existing_T: Tensor | None = None,
 ) -> list[Tensor]:
     """The same through the whole matrix of scores, in float64."""
     preference, item = preference_TD.detach().double().requires_grad_(), item_ND.detach().double().requires_grad_()
     score_TN = preference @ item.T
-    if existing_T is not None:
-        score_TN = score_TN.masked_fill(torch.arange(len(item)) >= existing_T[:, None], -torch.inf)
+    if first_T is not None and existing_T is not None:
+        item_N = torch.arange(len(item))
+        is_out_TN = (item_N < first_T[:, None]) | (item_N >= existing_T[:, None])
+        score_TN = score_TN.masked_fill(is_out_TN, -torch.inf)
     return with_gradients(F.cross_entropy(score_TN, target_T, reduction="sum"), preference, item)
 
 
@@ -52,14 +58,16 @@ def test_full_softmax_is_cross_entropy(block: int, scale: float) -> None:
 
 @pytest.mark.parametrize("block", [1, 4 * N, BLOCK_ELEMENTS])
 @pytest.mark.parametrize("scale", [0.1, 200.0])
-def test_only_items_that_existed_compete(block: int, scale: float) -> None:
+@pytest.mark.parametrize("has_outdated", [False, True])
+def test_only_items_that_existed_and_are_not_outdated_compete(block: int, scale: float, has_outdated: bool) -> None:
     preference_TD, item_ND, target_T = scores_and_target(scale, torch.float64)
-    existing_T = target_T + 1 + torch.randint(0, N, (T,), generator=torch.Generator().manual_seed(1))
-    existing_T = existing_T.clamp(max=N)
-    found = with_gradients(
-        full_softmax(preference_TD, item_ND, target_T, existing_T=existing_T, block=block), preference_TD, item_ND
-    )
-    for actual, expected in zip(found, reference(preference_TD, item_ND, target_T, existing_T), strict=True):
+    generator = torch.Generator().manual_seed(1)
+    existing_T = (target_T + 1 + torch.randint(0, N, (T,), generator=generator)).clamp(max=N)
+    first_T = (target_T - torch.randint(0, N, (T,), generator=generator)).clamp(min=0)
+    first_T = first_T if has_outdated else torch.zeros_like(first_T)
+    loss = full_softmax(preference_TD, item_ND, target_T, first_T=first_T, existing_T=existing_T, block=block)
+    found = with_gradients(loss, preference_TD, item_ND)
+    for actual, expected in zip(found, reference(preference_TD, item_ND, target_T, first_T, existing_T), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 

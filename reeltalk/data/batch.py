@@ -130,7 +130,16 @@ def pack(item_length: Ints, record_length: Ints) -> Packing:
     columns = np.empty((4, len(order)), np.int64)
     columns[:, order] = np.array(places, np.int64).reshape(-1, 4).T
     num_rows = -(-max(1, num_rows) // ROW_ALIGN) * ROW_ALIGN if len(order) > 1 else 1
-    return Packing(*columns, num_rows=num_rows, item_columns=item_room, record_columns=record_room)
+    row_W, segment_W, item_column_W, record_column_W = columns
+    return Packing(
+        row_W,
+        segment_W,
+        item_column_W,
+        record_column_W,
+        num_rows=num_rows,
+        item_columns=item_room,
+        record_columns=record_room,
+    )
 
 
 def _aligned(lengths: Ints) -> int:

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_json, write_manifest
 from reeltalk.data.dataset import Dataset
@@ -142,29 +142,28 @@ def _missing(texts: pl.Series, keys: NDArray[np.uint64]) -> pl.DataFrame:
 
 
 def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: _Store, settings: EncodeSettings) -> None:
-    columns = (
-        TextColumn("encoding texts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    columns = (TextColumn("encoding texts"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         # bytes stand for work: the number of tokens is known only when a block's turn comes
-        task = progress.add_task("", total=int(missing["size"].sum() or 0), speed=0.0)
+        task = progress.add_task("", total=int(missing["size"].sum() or 0), speed="")
         for block in missing.iter_slices(BLOCK):
             started = time.perf_counter()
             ids = encoder.tokenize([settings.prefix + text for text in block["text"]])
-            vectors = encoder.encode(ids, pooling=settings.pooling).numpy()
             lengths = [len(row) for row in ids]
+            bytes_per_token = int(block["size"].sum()) / max(1, sum(lengths))
+            vectors = encoder.encode(
+                ids,
+                pooling=settings.pooling,
+                on_batch=lambda tokens, factor=bytes_per_token: progress.advance(task, tokens * factor),
+            )
             store.append(
                 block.select("first", "second").to_numpy(),
-                _half(vectors, encoder.name),
+                _half(vectors.numpy(), encoder.name),
                 tokens=sum(lengths),
                 cut=sum(length == encoder.max_tokens for length in lengths),
                 seconds=time.perf_counter() - started,
             )
-            progress.update(task, advance=int(block["size"].sum()), speed=store.done.tokens / store.done.seconds)
+            progress.update(task, speed=f"{store.done.tokens / store.done.seconds:,.0f} tokens/s")
 
 
 def _half(vectors: NDArray[np.float32], name: str) -> NDArray[np.float16]:
@@ -207,7 +206,12 @@ class _Store:
             if not path.is_file():
                 path.touch()
                 self._write_header(name, rows=0)
-            os.truncate(path, _HEADER + self.done.rows * columns * dtype.itemsize)
+            size = _HEADER + self.done.rows * columns * dtype.itemsize
+            if path.stat().st_size < size:
+                raise ArtifactError(
+                    f"{path} has {path.stat().st_size:,} bytes, {size:,} were written; encode into another folder"
+                )
+            os.truncate(path, size)
 
     @property
     def is_ahead(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reeltalk.artifacts import digest_of, file_digest
 from reeltalk.errors import ConfigError
+from reeltalk.text.packed import has_native_bf16
 
 Pooling = Literal["mean", "last", "cls"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -62,10 +63,13 @@ class Encoder:
         return ids
 
     @torch.inference_mode()
-    def encode(self, ids: Sequence[Sequence[int]], *, pooling: Pooling) -> Tensor:
+    def encode(
+        self, ids: Sequence[Sequence[int]], *, pooling: Pooling, on_batch: Callable[[int], None] = lambda tokens: None
+    ) -> Tensor:
         """One float32 vector per token sequence, [texts, E], on the CPU; a sequence without tokens gives zeros.
 
         Sequences are sorted by length and run in batches of at most `tokens_per_batch` tokens, padded on the right.
+        After each batch `on_batch` hears its number of tokens.
         """
         device = next(self.model.parameters()).device
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
@@ -81,6 +85,7 @@ class Encoder:
             ).last_hidden_state
             lengths_B = torch.from_numpy(lengths[batch]).to(device)
             vectors[torch.from_numpy(batch).to(device)] = pool(hidden_BTE, lengths_B, pooling=pooling)
+            on_batch(int(lengths[batch].sum()))
         return vectors.cpu()
 
     def _batches(self, order: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -129,7 +134,7 @@ def load_encoder(
 
     folder = _folder(name)
     source = name if folder is None else str(folder)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = _device(device)
     how = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
     try:
         with _without_load_report():
@@ -172,6 +177,17 @@ def _without_load_report() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used ({str(error).partition(chr(10))[0]}); give auto, cpu or cuda"
+        ) from error
+    return device
+
+
 def _batch(device: torch.device) -> int:
     return _TOKENS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _TOKENS_ON_GPU
 
@@ -200,12 +216,7 @@ def _folder(name: str) -> Path | None:
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The type to compute in; "auto" takes bf16 where the processor multiplies it natively."""
     if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported()
-        else:
-            capabilities = torch.cpu.get_capabilities()
-            native = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_native_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

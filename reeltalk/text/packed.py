@@ -23,14 +23,21 @@ class PackedLinear(nn.Module):
         return product
 
 
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices itself, so that bf16 is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
 @torch.inference_mode()
 def pack_linears(model: nn.Module, *, rows: int) -> None:
-    """Replace the linear layers of a frozen model where that pays: bf16 on a CPU, in a torch built with oneDNN.
+    """Replace the linear layers of a frozen model where that pays: bf16 on a CPU that multiplies it natively.
 
     `rows` is the usual number of tokens in a batch. Subclasses of `nn.Linear` compute something else and stay.
     """
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not has_onednn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not has_native_bf16(torch.device("cpu")) or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -85,10 +85,11 @@ class Feed:
         position = packed.target_positions(rows, window, "item")
         item = np.append(self.histories.item, 0)[rows]  # a request's target is yet to come
         moment = np.append(self.histories.time, NOW)[rows]
-        existing = np.searchsorted(self.item_created, moment, side="right")
+        existing = np.maximum(np.searchsorted(self.item_created, moment, side="right"), item)
         outdated = np.zeros_like(existing)
-        if self.active_days is not None:
+        if self.active_days is not None:  # an outdated target competes with all that came after it
             outdated = np.searchsorted(self.item_created, moment - int(self.active_days * DAY))
+            outdated = np.minimum(outdated, np.maximum(item - 1, 0))
         targets = ItemTargets(*(torch.from_numpy(column) for column in (position, item, outdated, existing)))
         return self._batch(packed, distinct_comments(packed.comments())), targets
 

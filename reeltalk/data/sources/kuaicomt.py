@@ -39,28 +39,29 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Column:
-    """What a column must hold; one that is not `required` may be missing and may have empty fields."""
+    """What a column must hold: whether it must be there (`is_needed`), and whether all its fields must be filled."""
 
     dtype: type[pl.DataType]
     expected: str
-    required: bool = True
+    is_needed: bool = True
+    is_filled: bool = True
     low: float | date | None = None
     high: float | date | None = None
 
 
 ID = Column(pl.Int64, "a whole number")
-NUMBER = Column(pl.Int64, "a whole number", required=False)
-DURATION = Column(pl.Float64, "a number", required=False)
-TEXT = Column(pl.String, "text", required=False)
+NUMBER = Column(pl.Int64, "a whole number", is_needed=False, is_filled=False)
+DURATION = Column(pl.Float64, "a number", is_needed=False, is_filled=False)
+TEXT = Column(pl.String, "text", is_filled=False)
 FLAG = Column(pl.Int64, "0 or 1", low=0, high=1)
-OTHER_FLAG = Column(pl.Int64, "0 or 1", required=False, low=0, high=1)
+OTHER_FLAG = Column(pl.Int64, "0 or 1", is_needed=False, is_filled=False, low=0, high=1)
 
 ITEM_LOG, COMMENT_LOG = "user_video_inter.csv", "user_comment_inter.csv"
 ITEMS, COMMENTS = "video_features.csv", "comment_features.csv"
 FILES: dict[str, dict[str, Column]] = {
     ITEMS: {
         "video_id": ID,
-        "upload_dt": Column(pl.Date, "a date like 2023-07-06 since 2000", required=False, low=date(2000, 1, 1)),
+        "upload_dt": Column(pl.Date, "a date like 2023-07-06 since 2000", is_filled=False, low=date(2000, 1, 1)),
         "caption": TEXT,
     },
     COMMENTS: {"comment_id": ID, "video_id": ID, "comment_content": TEXT},
@@ -104,20 +105,23 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
     kept = [name for name in present[ITEM_LOG] if name not in ("user_id", "video_id", "time_ms")]
     impressions = log.select(user, item, time, *kept).with_columns(cs.matches("^(is_.*|long_view)$").cast(pl.Boolean))
     return RawLog(
-        items=_items(raw, has_upload="upload_dt" in present[ITEMS], has_caption="caption" in present[ITEMS]),
+        items=_items(raw),
         item_events=log.select(
-            user, item, time, behaviour=_first_set(is_like="like", is_collect="collect", is_forward="share")
+            user, item, time, behaviour=_first_set({"is_like": "like", "is_collect": "collect", "is_forward": "share"})
         ).drop_nulls("behaviour"),
         comments=_scan(raw / COMMENTS).select(
             comment,
             item,
-            text=pl.col("comment_content").fill_null("") if "comment_content" in present[COMMENTS] else pl.lit(""),
+            text=pl.col("comment_content").fill_null(""),
             created=pl.lit(None, pl.Int64),
             user_key=no_text,
             parent_key=no_text,
         ),
         comment_events=comment_log.select(
-            user, comment, time=pl.col("time_stamp") * SECOND, behaviour=_first_set(is_like="like", is_reply="reply")
+            user,
+            comment,
+            time=pl.col("time_stamp") * SECOND,
+            behaviour=_first_set({"is_like": "like", "is_reply": "reply"}),
         ).drop_nulls("behaviour"),
         impressions=impressions if settings.impressions else None,
         origins={
@@ -136,7 +140,7 @@ def _scan(path: Path) -> pl.LazyFrame:
     return pl.scan_csv(path, schema_overrides=types, infer_schema=False, ignore_errors=True)
 
 
-def _items(raw: Path, *, has_upload: bool, has_caption: bool) -> pl.LazyFrame:
+def _items(raw: Path) -> pl.LazyFrame:
     seen = pl.concat(
         [
             _scan(raw / ITEM_LOG).group_by("video_id").agg(pl.col("time_ms").min().cast(pl.Int64).alias("seen")),
@@ -146,20 +150,19 @@ def _items(raw: Path, *, has_upload: bool, has_caption: bool) -> pl.LazyFrame:
         ]
     )
     first_seen = seen.group_by("video_id").agg(pl.col("seen").min()).collect(engine="streaming")
-    day = pl.col("upload_dt") if has_upload else pl.lit(None, pl.Date)
-    uploaded = day.cast(pl.Datetime("ms")).dt.replace_time_zone(UPLOAD_TIMEZONE).dt.epoch("ms")
+    uploaded = pl.col("upload_dt").cast(pl.Datetime("ms")).dt.replace_time_zone(UPLOAD_TIMEZONE).dt.epoch("ms")
     return (
         _scan(raw / ITEMS)
         .join(first_seen.lazy(), on="video_id", how="left", maintain_order="left")
         .select(
             pl.col("video_id").cast(pl.String).alias("item_key"),
-            title=pl.col("caption").fill_null("") if has_caption else pl.lit(""),
+            title=pl.col("caption").fill_null(""),
             created=pl.when(uploaded.is_not_null()).then(pl.min_horizontal(uploaded, "seen")),
         )
     )
 
 
-def _first_set(**behaviours: str) -> pl.Expr:
+def _first_set(behaviours: Mapping[str, str]) -> pl.Expr:
     return pl.coalesce(pl.when(pl.col(flag) == 1).then(pl.lit(name)) for flag, name in behaviours.items())
 
 
@@ -175,7 +178,7 @@ def _check(raw: Path) -> dict[str, list[str]]:
         try:
             header = pl.scan_csv(raw / name, infer_schema=False).collect_schema().names()
             present[name] = [column for column in columns if column in header]
-            absent = [column for column in columns if columns[column].required and column not in header]
+            absent = [column for column in columns if columns[column].is_needed and column not in header]
             problems += [f"{name} lacks column {column!r};{nearest(column, header)}" for column in absent]
             problems += _bad_columns(raw / name, {column: columns[column] for column in present[name]})
         except pl.exceptions.PolarsError as error:
@@ -203,10 +206,10 @@ def _bad_columns(path: Path, columns: Mapping[str, Column]) -> Iterator[str]:
     counts = frame.select(*bad_rows, pl.exclude(list(columns)).null_count())
     suspects = {name for name, count in counts.collect(engine="streaming").row(0, named=True).items() if count}
     for name, column in columns.items():
-        if name not in suspects or (column.dtype == pl.String and not column.required):
+        if name not in suspects or (column.dtype == pl.String and not column.is_filled):
             continue
         as_written = pl.scan_csv(path, infer_schema=False).select(as_written=pl.col(name).replace("", None))
-        bad = _is_bad(name, column) if column.required else _is_bad(name, column) & pl.col("as_written").is_not_null()
+        bad = _is_bad(name, column) if column.is_filled else _is_bad(name, column) & pl.col("as_written").is_not_null()
         first = (
             pl.concat([frame.select(name), as_written], how="horizontal")
             .with_row_index("row", offset=1)
