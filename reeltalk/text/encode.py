@@ -151,11 +151,11 @@ def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: _Store, se
             ids = encoder.tokenize([settings.prefix + text for text in block["text"]])
             lengths = [len(row) for row in ids]
             bytes_per_token = int(block["size"].sum()) / max(1, sum(lengths))
-            vectors = encoder.encode(
-                ids,
-                pooling=settings.pooling,
-                on_batch=lambda tokens, factor=bytes_per_token: progress.advance(task, tokens * factor),
-            )
+
+            def advance(tokens: int, factor: float = bytes_per_token) -> None:
+                progress.advance(task, tokens * factor)
+
+            vectors = encoder.encode(ids, pooling=settings.pooling, on_batch=advance)
             store.append(
                 block.select("first", "second").to_numpy(),
                 _half(vectors.numpy(), encoder.name),

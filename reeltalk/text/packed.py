@@ -26,7 +26,7 @@ class PackedLinear(nn.Module):
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices itself, so that bf16 is faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
