@@ -65,7 +65,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(
     model = random_model(name, task, log, length=LENGTH)
     windows = training_windows(log.histories, task, length=LENGTH, has_start=model.has_start)
     packed, _ = packed_batch(log, windows, task, has_start=model.has_start)
-    assert packed.packing.num_rows < len(windows)  # several users share a row, others are alone
+    assert packed.packing.row.max() + 1 < len(windows)  # several users share a row, others are alone
     together_TD = preferences(model, log, windows, task)[1]
     alone_TD = torch.cat([preferences(model, log, windows[i : i + 1], task)[1] for i in range(len(windows))])
     assert_same(together_TD, alone_TD, tolerance)

@@ -25,6 +25,8 @@ from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.text import encode as step
 from reeltalk.text.encode import EncodeSettings, encode, encode_texts
 from reeltalk.text.encoder import Pooling, load_encoder
+from reeltalk.text.packed import PackedLinear, has_native_bf16, pack_linears
+from reeltalk.text.store import Store
 from reeltalk.text.table import TextTable
 
 WORDS = ["the", "cat", "video", "was", "so", "good", "and", "funny", "I", "watched", "it", "twice", "🙂", "ok"]
@@ -115,8 +117,38 @@ def test_bf16_is_close_to_float32_and_the_default_where_it_is_native(bert: Path)
     ids = exact.tokenize(TEXTS)
     cosine = torch.cosine_similarity(exact.encode(ids, pooling="mean"), half.encode(ids, pooling="mean"))
     assert cosine.min() > 0.995
-    native = any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+    native = has_native_bf16(torch.device("cpu"))
     assert load_encoder(str(bert), device="cpu").precision == ("bf16" if native else "float32")
+
+
+@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="needs a CPU that multiplies bf16")
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_packed_layers_give_the_numbers_of_plain_ones(kind: str, tmp_path: Path) -> None:
+    encoder = load_encoder(str(save_encoder(tmp_path / "encoder", kind)), precision="bf16", device="cpu")
+    ids = encoder.tokenize(TEXTS)
+    plain = encoder.encode(ids, pooling="last")
+    pack_linears(encoder.model, rows=100)
+    assert sum(isinstance(module, PackedLinear) for module in encoder.model.modules()) >= 12
+    assert not any(type(module) is torch.nn.Linear for module in encoder.model.modules())
+    assert torch.cosine_similarity(plain, encoder.encode(ids, pooling="last")).min() > 0.9999
+    exact = load_encoder(str(tmp_path / "encoder"), precision="float32", device="cpu")
+    pack_linears(exact.model, rows=100)
+    assert not any(isinstance(module, PackedLinear) for module in exact.model.modules())
+
+
+def test_all_cores_give_what_one_gives(bert: Path) -> None:
+    encoder = load_encoder(str(bert), precision="float32", device="cpu", tokens_per_batch=50)
+    ids, cores, heard = encoder.tokenize(TEXTS), torch.get_num_threads(), list[int]()
+    try:
+        torch.set_num_threads(1)
+        one = encoder.encode(ids, pooling="mean")
+        torch.set_num_threads(3)
+        three = encoder.encode(ids, pooling="mean", on_batch=heard.append)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(cores)
+    assert torch.equal(one, three)
+    assert sum(heard) == sum(map(len, ids)) and len(heard) > 10
 
 
 @pytest.mark.parametrize(("kind", "usable"), [("bert", POSITIONS), ("roberta", POSITIONS - 2), ("llama", POSITIONS)])
@@ -174,12 +206,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import polars as pl
-from reeltalk.text import encode as step
+from reeltalk.text import encode as step, store
 
 assert "transformers" not in sys.modules, "importing the step must not import transformers"
 out, encoder, texts, block, blocks = sys.argv[1:]
 step.BLOCK = int(block)
-write_json, written = step.write_json, []
+write_json, written = store.write_json, []
 
 def killing(path, value):
     written.append(path)
@@ -187,7 +219,7 @@ def killing(path, value):
         os.kill(os.getpid(), signal.SIGKILL)
     write_json(path, value)
 
-step.write_json = killing
+store.write_json = killing
 settings = step.EncodeSettings(encoder=encoder, precision="float32", max_tokens=16, device="cpu")
 step.encode_texts(pl.read_parquet(texts)["text"], out=Path(out), settings=settings)
 """
@@ -218,13 +250,13 @@ def test_killed_and_run_again_ends_with_the_bytes_of_an_unbroken_run(
     with pytest.raises(ArtifactError, match=r"other settings.*pooling"):
         encode_texts(pl.Series(TEXTS), out=out, settings=settings(bert, pooling="cls"))
     encoded: list[int] = []
-    append = step._Store.append
+    append = Store.append
 
     def counting(self: Any, keys: NDArray[np.uint64], vectors: NDArray[np.float16], **counts: Any) -> None:
         encoded.append(len(keys))
         append(self, keys, vectors, **counts)
 
-    monkeypatch.setattr(step._Store, "append", counting)
+    monkeypatch.setattr(Store, "append", counting)
     # another order, and a repeated text, change nothing
     table = encode_texts(pl.Series([*TEXTS[::-1], TEXTS[0]]), out=out, settings=settings(bert))
     assert sum(encoded) == len(set(TEXTS)) - 3 * 8
@@ -303,9 +335,13 @@ def test_folders_that_are_no_text_table(toy_dataset: Dataset, bert: Path, tmp_pa
         os.truncate(out / "vectors.npy", size)
         with pytest.raises(ArtifactError, match=r"vectors.npy cannot be read"):
             TextTable.load(out)
+        with pytest.raises(ArtifactError, match=rf"vectors.npy has {size:,} bytes, 2,048 were written"):
+            encode_texts(pl.Series(TEXTS), out=out, settings=settings(bert))
 
 
 def test_encoders_that_cannot_be_used(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
+        load_encoder(str(bert), device="gpu")
     with pytest.raises(ConfigError, match="is no folder; give 'minilm'"):
         load_encoder("./nowhere")
     with pytest.raises(ConfigError, match="cannot be loaded"):

@@ -7,6 +7,7 @@ time, be it in the training, validation or test part of the log, and nothing of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -197,20 +198,19 @@ class Timeline:
     def running(self, targets: pl.DataFrame, combine: np.ufunc) -> torch.Tensor:
         """[B, N] `combine` over the start and the values of each item's events strictly before each target's time.
 
-        Events before the earliest target enter the first row, each later one the first row that comes after it, and
-        then rows are combined downwards.
+        Events before the earliest target enter its row, each later one the row of the first target that comes after
+        it; then each row is combined with the row before it in time.
         """
-        moments = targets["time"].to_numpy()
+        moments, num_items = targets["time"].to_numpy(), len(self.start)
         order = np.argsort(moments, kind="stable")
-        rows = np.searchsorted(moments[order], self.times, side="right")
-        used = rows < len(moments)
-        block = np.full((len(moments), len(self.start)), combine.identity or 0, dtype=np.float32)
-        block[0] = self.start
-        combine.at(block.reshape(-1), rows[used] * len(self.start) + self.columns[used], self.values[used])
-        combine.accumulate(block, axis=0, out=block)
-        in_given_order = np.empty_like(block)
-        in_given_order[order] = block
-        return torch.from_numpy(in_given_order)
+        past = slice(np.searchsorted(self.times, moments[order[-1]]))
+        rows = order[np.searchsorted(moments[order], self.times[past], side="right")]
+        block = np.full((len(moments), num_items), combine.identity or 0, dtype=np.float32)
+        block[order[0]] = self.start
+        combine.at(block.reshape(-1), rows * num_items + self.columns[past], self.values[past])
+        for earlier, later in pairwise(order):  # numpy's accumulate goes down one column at a time, ten times slower
+            combine(block[earlier], block[later], out=block[later])
+        return torch.from_numpy(block)
 
 
 def _columns(frame: pl.DataFrame, *names: str) -> list[Ints]:

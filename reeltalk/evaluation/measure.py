@@ -18,7 +18,7 @@ from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.ranks import CatalogueRanks, candidate_ranks, catalogue_ranks
 
 TARGETS_AT_ONCE = 1024  # for saved candidates
-BLOCK_BYTES = 64 << 20  # of a block of catalogue scores
+BLOCK_BYTES = 16 << 20  # of a block of catalogue scores; larger ones leave the cache before they are ranked
 
 Advance = Callable[[int], None]  # told of every few targets done
 

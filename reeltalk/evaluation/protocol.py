@@ -81,14 +81,16 @@ def evaluate(
     task, is_full = _task(rankers, settings)
     targets = _targets(dataset, task, split, settings)
     saved = SavedCandidates(task, targets, ks=settings.ks, seed=settings.seed)
-    catalogue = Catalogue(dataset, targets, exclude_seen=settings.exclude_seen, ks=settings.ks, seed=settings.seed)
+    catalogue = None
+    if is_full:
+        catalogue = Catalogue(dataset, targets, exclude_seen=settings.exclude_seen, ks=settings.ks, seed=settings.seed)
     measured: _Measured = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name, ranker in rankers.items():
             row = bar.add_task(f"ranking by {name}", total=len(targets) * (1 + is_full))
             advance = partial(bar.advance, row)
             measured[name] = {"sampled": saved.measure(ranker, advance)}
-            if is_full and isinstance(ranker, CatalogueRanker):
+            if catalogue is not None and isinstance(ranker, CatalogueRanker):
                 measured[name]["full"] = catalogue.measure(ranker, advance)
         bar.add_task("drawing users for the intervals", total=None)
         return _reports(dataset, targets, settings, task, split, measured)

@@ -7,12 +7,9 @@ of an unbroken run, and new texts are added behind the old rows.
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_json, write_manifest
+from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.memory import keep_freed_memory
 from reeltalk.text.encoder import OFFLINE, Encoder, Pooling, Precision, load_encoder
 from reeltalk.text.packed import pack_linears
-from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, key_frame, text_keys
+from reeltalk.text.store import Store
+from reeltalk.text.table import KIND, TextTable, is_empty, key_frame, text_keys
 
 BLOCK = 2_048  # texts; what a kill can cost
-_DONE = ".done.json"
-_HEADER = 128  # bytes; numpy leaves room in it for the number of rows to grow
 _TEXTS = {"items": "title", "comments": "text"}
 _BYTES_SORTED = 4_096  # longer texts are all cut to the same number of tokens
 
@@ -90,7 +86,7 @@ def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None
     else:
         resumable_folder(out, kind=KIND, config=config, parents={})
     try:
-        store = _Store(out, width=encoder.width)
+        store = Store(out, width=encoder.width)
         missing = _missing(texts, store.keys())
         if finished and missing.is_empty() and not store.is_ahead:
             return TextTable.load(out)
@@ -101,7 +97,7 @@ def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None
             f"{out} cannot be written ({error}); mend that and run again, it goes on where it was"
         ) from error
     write_manifest(out, kind=KIND, config=config, parents={}, facts=asdict(store.done))
-    (out / _DONE).unlink(missing_ok=True)
+    store.close()
     return TextTable.load(out)
 
 
@@ -141,7 +137,7 @@ def _missing(texts: pl.Series, keys: NDArray[np.uint64]) -> pl.DataFrame:
     )
 
 
-def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: _Store, settings: EncodeSettings) -> None:
+def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: Store, settings: EncodeSettings) -> None:
     columns = (TextColumn("encoding texts"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         # bytes stand for work: the number of tokens is known only when a block's turn comes
@@ -174,84 +170,3 @@ def _half(vectors: NDArray[np.float32], name: str) -> NDArray[np.float16]:
             f"encoder {name!r} gives values up to {largest}, float16 holds {limit}; use another pooling or encoder"
         )
     return vectors.astype(np.float16)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a text folder holds, over all runs."""
-
-    rows: int = 0
-    tokens: int = 0
-    texts_cut: int = 0  # texts that fill max_tokens
-    seconds: float = 0.0
-
-
-class _Store:
-    """The two growing files of a text folder.
-
-    Rows count once `.done.json` says so; what a killed run left behind them is cut off. The files' headers and the
-    manifest tell the old number of rows until the end, so a finished folder stays readable while it grows.
-    """
-
-    def __init__(self, folder: Path, *, width: int) -> None:
-        self._folder = folder
-        self._files: dict[str, tuple[np.dtype[Any], int]] = {
-            VECTORS: (np.dtype("<f2"), width),
-            KEYS: (np.dtype("<u8"), 2),
-        }
-        self._finished = int(read_manifest(folder, KIND).facts["rows"]) if (folder / MANIFEST).is_file() else 0
-        self.done = self._read_done()
-        for name, (dtype, columns) in self._files.items():
-            path = folder / name
-            if not path.is_file():
-                path.touch()
-                self._write_header(name, rows=0)
-            size = _HEADER + self.done.rows * columns * dtype.itemsize
-            if path.stat().st_size < size:
-                raise ArtifactError(
-                    f"{path} has {path.stat().st_size:,} bytes, {size:,} were written; encode into another folder"
-                )
-            os.truncate(path, size)
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether there are rows that the manifest does not tell of yet."""
-        return self.done.rows != self._finished
-
-    def keys(self) -> NDArray[np.uint64]:
-        """The keys of all rows that are done."""
-        return np.fromfile(self._folder / KEYS, dtype="<u8", offset=_HEADER).reshape(-1, 2)
-
-    def append(
-        self, keys: NDArray[np.uint64], vectors: NDArray[np.float16], *, tokens: int, cut: int, seconds: float
-    ) -> None:
-        for name, rows in ((VECTORS, vectors), (KEYS, keys)):
-            with (self._folder / name).open("ab") as stream:
-                stream.write(np.ascontiguousarray(rows, dtype=self._files[name][0]).data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        self.done = _Done(
-            rows=self.done.rows + len(keys),
-            tokens=self.done.tokens + tokens,
-            texts_cut=self.done.texts_cut + cut,
-            seconds=self.done.seconds + seconds,
-        )
-        write_json(self._folder / _DONE, asdict(self.done))
-
-    def finish(self) -> None:
-        for name in self._files:
-            self._write_header(name, rows=self.done.rows)
-
-    def _read_done(self) -> _Done:
-        if (self._folder / _DONE).is_file():
-            return _Done(**json.loads((self._folder / _DONE).read_text()))
-        return _Done(**read_manifest(self._folder, KIND).facts) if self._finished else _Done()
-
-    def _write_header(self, name: str, *, rows: int) -> None:
-        dtype, columns = self._files[name]
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": dtype.str, "fortran_order": False, "shape": (rows, columns)}
-        )
-        with (self._folder / name).open("r+b") as stream:
-            stream.write(header.getvalue())

