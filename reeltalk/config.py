@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from reeltalk.errors import ConfigError, all_problems, nearest
 
@@ -75,7 +76,8 @@ def load_settings(model: type[Settings], *, file: Path | None = None, overrides:
 
 def save_settings(settings: BaseModel, path: Path) -> None:
     """Write the resolved settings as YAML; `load_settings` makes equal settings of the file."""
-    text = yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    values = to_jsonable_python(settings.model_dump(), inf_nan_mode="constants")  # an infinite limit stays one
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     path.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, model_validator
 
@@ -151,6 +151,7 @@ def test_settings_are_listed_by_the_names_that_overrides_take() -> None:
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 
 
+@example(lr=0.1, name=None, sizes=[], source={"limit": float("inf")})
 @given(
     lr=st.floats(allow_nan=False),
     name=st.none() | st.text(),
