@@ -20,7 +20,7 @@ from reeltalk.text.encode import EncodeSettings, encode_texts
 from reeltalk.text.encoder import load_encoder
 from reeltalk.text.table import TextTable
 
-PACKAGES = ("reeltalk", "torch", "transformers", "tokenizers", "polars")
+PACKAGES = ("torch", "transformers", "tokenizers", "polars")
 
 
 def main() -> None:

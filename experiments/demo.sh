@@ -5,9 +5,15 @@ cd "$(dirname "$0")/.."
 out=runs/demo
 rm -rf "$out"
 
-reeltalk prepare simulator --out "$out/data"
-reeltalk encode "$out/data" --out "$out/text"
+step() {
+    echo "\$ reeltalk $*"
+    reeltalk "$@"
+}
+
+step prepare simulator --out "$out/data"
+step encode "$out/data" --out "$out/text"
 for task in item comment; do
-    reeltalk finetune "$out/data" --task $task --text "$out/text" --out "$out/$task"
-    reeltalk evaluate "$out/$task" --out "$out/$task-report"
+    step finetune "$out/data" --task $task --text "$out/text" --out "$out/$task"
+    step evaluate "$out/$task" --out "$out/$task-report"
 done
+echo "Reports, each with its plots in one page: $out/item-report/report.html $out/comment-report/report.html"

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
 from reeltalk.errors import ConfigError, all_problems, nearest
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 MAX_VALUE_SHOWN = 80
+_PLAIN = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))  # an infinite limit stays one
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -76,7 +76,7 @@ def load_settings(model: type[Settings], *, file: Path | None = None, overrides:
 
 def save_settings(settings: BaseModel, path: Path) -> None:
     """Write the resolved settings as YAML; `load_settings` makes equal settings of the file."""
-    values = to_jsonable_python(settings.model_dump(), inf_nan_mode="constants")  # an infinite limit stays one
+    values = _PLAIN.dump_python(settings.model_dump(), mode="json")
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     path.write_text(text, encoding="utf-8")
 
