@@ -25,8 +25,9 @@ from benchmarks.rows import Measurement, emit, peak_memory_mib, read_measurement
 from reeltalk.data.batch import Batch, ItemTargets
 from reeltalk.data.dataset import Dataset
 from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
-from reeltalk.losses import BLOCK_ELEMENTS, NUM_SUM_COLUMNS, matmul_dtype
+from reeltalk.losses import BLOCK_ELEMENTS, NUM_SUM_COLUMNS
 from reeltalk.memory import keep_freed_memory
+from reeltalk.precision import matmul_dtype
 from reeltalk.text.encode import encode
 from reeltalk.training.finetune import finetune
 from reeltalk.training.module import WindowBatches

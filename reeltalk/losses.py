@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from reeltalk.precision import matmul_dtype
+
 ALIGN = 64
 # 16 MiB of bf16 scores: what one block of the softmax holds, whatever the number of targets or items
 BLOCK_ELEMENTS = 1 << 23
 # exp() of scores below this neither overflows float32 nor vanishes beside the largest, so rows need no shift
 SAFE_SCORE = 60.0
 NUM_SUM_COLUMNS = 16
-
-
-def matmul_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where this processor multiplies it natively (AMX, AVX512-BF16, recent GPUs), float32 elsewhere."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 class _SoftmaxSum(torch.autograd.Function):
@@ -46,15 +40,16 @@ class _SoftmaxSum(torch.autograd.Function):
         # Zero rows fill the last block up: shapes repeat, for which matrix libraries keep compiled kernels.
         num_padded = -(-num_targets // ALIGN) * ALIGN
         preference = F.pad(preference_TD.detach().to(dtype), (0, 0, 0, num_padded - num_targets))
-        item = item_ND.detach().to(dtype)
         # Row sums come out of the product that makes the gradient: extra indicator columns, several because each
         # result is rounded to `dtype` and the rounding averages out.
-        column = torch.arange(num_items, device=item.device) % NUM_SUM_COLUMNS
-        item_and_sums = torch.cat([item, F.one_hot(column, NUM_SUM_COLUMNS).to(dtype)], dim=1)
-        is_safe = bool(preference.float().norm(dim=1).max() * item.float().norm(dim=1).max() < SAFE_SCORE)
+        item_and_sums = torch.empty(num_items, width + NUM_SUM_COLUMNS, dtype=dtype, device=item_ND.device)
+        item = item_and_sums[:, :width].copy_(item_ND.detach())
+        indicator = torch.eye(NUM_SUM_COLUMNS, dtype=dtype, device=item.device)
+        item_and_sums[:, width:] = indicator.repeat(-(-num_items // NUM_SUM_COLUMNS), 1)[:num_items]
 
         exact = torch.promote_types(dtype, torch.float32)
-        target_score = (preference[:num_targets].to(exact) * item.to(exact)[target_T]).sum(1)
+        is_safe = bool(_longest(preference_TD) * _longest(item_ND) < SAFE_SCORE)
+        target_score = (preference[:num_targets].to(exact) * item[target_T].to(exact)).sum(1)
         loss = torch.zeros((), dtype=exact, device=item.device)
         rows = max(1, min(num_padded, block // num_items))
         rows = rows // ALIGN * ALIGN or rows
@@ -90,7 +85,7 @@ class _SoftmaxSum(torch.autograd.Function):
                 d_preference[start : start + rows] = mixed[:, :width] / total[:, None]
                 d_item[used] += torch.mm(weight.t(), (chunk.to(exact) / total[:, None]).to(dtype))
         if wants_gradient:
-            d_preference = d_preference[:num_targets] - item.to(exact)[target_T]
+            d_preference = d_preference[:num_targets].sub_(item[target_T])
             d_item.index_add_(0, target_T, preference[:num_targets].to(exact), alpha=-1)
             ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item.to(item_ND.dtype))
         return loss
@@ -100,6 +95,11 @@ class _SoftmaxSum(torch.autograd.Function):
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_preference, d_item = ctx.saved_tensors  # type: ignore[attr-defined]
         return d_preference * d_loss, d_item * d_loss, None, None, None, None, None
+
+
+def _longest(vectors: Tensor) -> Tensor:
+    longest: Tensor = torch.linalg.vector_norm(vectors.detach(), dim=1).max()
+    return longest
 
 
 def full_softmax(

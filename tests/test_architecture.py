@@ -14,15 +14,16 @@ import reeltalk
 ROOT = Path(reeltalk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "artifacts", "config", "memory"}
+GROUND = {"errors", "artifacts", "config", "memory", "precision"}
 MAY_IMPORT = {
     "errors": set[str](),
     "memory": set[str](),
+    "precision": set[str](),
     "artifacts": {"errors"},
     "config": {"errors"},
     "data": GROUND,
     "text": GROUND | {"data"},
-    "losses": {"errors"},
+    "losses": {"errors", "precision"},
     "models": GROUND | {"data", "text", "losses"},
     "objectives": {"errors", "data", "losses", "models"},
     "evaluation": GROUND | {"data", "text"},

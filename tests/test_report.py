@@ -15,6 +15,7 @@ import pytest
 
 from reeltalk.artifacts import Manifest, read_manifest
 from reeltalk.data.dataset import Dataset, Task
+from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, DataError
 from reeltalk.evaluation.floors import floors
@@ -176,6 +177,16 @@ def test_a_page_without_intervals_model_or_training_log(toy_dataset: Dataset, tm
     assert document["metrics"]["sampled"]["mrr"]["low"] is None
     assert document["comparisons"] == {}
     assert "Training</h2>" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_page_of_a_split_that_has_no_days(toy_tables: Path, tmp_path: Path) -> None:
+    settings = PrepareSettings(split="leave_one_out", num_item_negatives=20)
+    dataset = prepare("tables", raw=toy_tables, out=tmp_path / "dataset", settings=settings)
+    systems = {"alone": Guess("item"), **floors(dataset, "item")}
+    report = evaluate(dataset, systems, settings=EvaluationSettings(bootstrap_samples=0, full_ranking=False))["alone"]
+    write_report(report, tmp_path / "out")
+    assert read(tmp_path / "out")["protocol"]["test_from"] is None
+    assert "<dd>leave_one_out</dd>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_same_evaluation_writes_the_same_bytes(reports: dict[str, Report], folder: Path, tmp_path: Path) -> None:

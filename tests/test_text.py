@@ -22,10 +22,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.precision import matmul_dtype
 from reeltalk.text import encode as step
 from reeltalk.text.encode import EncodeSettings, encode, encode_texts
 from reeltalk.text.encoder import Pooling, load_encoder
-from reeltalk.text.packed import PackedLinear, has_native_bf16, pack_linears
+from reeltalk.text.packed import PackedLinear, pack_linears
 from reeltalk.text.store import Store
 from reeltalk.text.table import TextTable
 
@@ -117,11 +118,11 @@ def test_bf16_is_close_to_float32_and_the_default_where_it_is_native(bert: Path)
     ids = exact.tokenize(TEXTS)
     cosine = torch.cosine_similarity(exact.encode(ids, pooling="mean"), half.encode(ids, pooling="mean"))
     assert cosine.min() > 0.995
-    native = has_native_bf16(torch.device("cpu"))
-    assert load_encoder(str(bert), device="cpu").precision == ("bf16" if native else "float32")
+    native = "bf16" if matmul_dtype("cpu") == torch.bfloat16 else "float32"
+    assert load_encoder(str(bert), device="cpu").precision == native
 
 
-@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="needs a CPU that multiplies bf16")
+@pytest.mark.skipif(matmul_dtype("cpu") != torch.bfloat16, reason="needs a CPU that multiplies bf16")
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_packed_layers_give_the_numbers_of_plain_ones(kind: str, tmp_path: Path) -> None:
     encoder = load_encoder(str(save_encoder(tmp_path / "encoder", kind)), precision="bf16", device="cpu")

@@ -189,7 +189,7 @@ def _protocol(
         "task": task,
         "split": split.name.lower(),
         "dataset_split": facts.get("split"),
-        **{name: day for name, day in days.items() if day is not None},
+        **days,
         "targets": len(targets),
         "users": targets["user_id"].n_unique(),
         "settings": settings.model_dump(mode="json"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reeltalk.artifacts import digest_of, file_digest
 from reeltalk.errors import ConfigError
-from reeltalk.text.packed import has_native_bf16
+from reeltalk.precision import matmul_dtype
 
 Pooling = Literal["mean", "last", "cls"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -232,7 +232,7 @@ def _folder(name: str) -> Path | None:
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The type to compute in; "auto" takes bf16 where the processor multiplies it natively."""
     if precision == "auto":
-        return torch.bfloat16 if has_native_bf16(device) else torch.float32
+        return matmul_dtype(device)
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from reeltalk.precision import matmul_dtype
+
 
 class PackedLinear(nn.Module):
     """A frozen `nn.Linear` that gives the same numbers faster: weights packed once, bias added within the product.
@@ -23,21 +25,13 @@ class PackedLinear(nn.Module):
         return product
 
 
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices itself, so that bf16 is faster than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
-
-
 @torch.inference_mode()
 def pack_linears(model: nn.Module, *, rows: int) -> None:
     """Replace the linear layers of a frozen model where that pays: bf16 on a CPU that multiplies it natively.
 
     `rows` is the usual number of tokens in a batch. Subclasses of `nn.Linear` compute something else and stay.
     """
-    if not has_native_bf16(torch.device("cpu")) or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if matmul_dtype("cpu") != torch.bfloat16 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -78,13 +78,17 @@ class Feed:
     def num_features(self) -> int:
         return 0 if self.features is None else 2
 
+    @cached_property
+    def _targets(self) -> Ints:
+        """Item and time of every event, and of one after them: a request's target is yet to come. [2, events + 1]"""
+        return np.stack([np.append(self.histories.item, 0), np.append(self.histories.time, NOW)])
+
     def item_batch(self, windows: Windows) -> tuple[Batch, ItemTargets]:
         """The windows with their targets, for training or for scoring the whole catalogue."""
         packed = self._packed(windows)
         rows, window = packed.target_rows()
         position = packed.target_positions(rows, window, "item")
-        item = np.append(self.histories.item, 0)[rows]  # a request's target is yet to come
-        moment = np.append(self.histories.time, NOW)[rows]
+        item, moment = self._targets[:, rows]
         existing = np.maximum(np.searchsorted(self.item_created, moment, side="right"), item)
         outdated = np.zeros_like(existing)
         if self.active_days is not None:  # an outdated target competes with all that came after it

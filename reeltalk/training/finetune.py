@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
-from reeltalk.losses import matmul_dtype
 from reeltalk.memory import keep_freed_memory
+from reeltalk.precision import matmul_dtype
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.settings import FinetuneSettings, TrainSettings

@@ -81,9 +81,7 @@ class FinetuneModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        torch.manual_seed(
-            self.settings.seed * 1_000_003 + self.batches.batches_done * self.trainer.world_size + self.global_rank
-        )
+        self._seed_step()
         self.batches.batches_done += 1
         terms = self._terms(batch)
         losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}
@@ -92,6 +90,14 @@ class FinetuneModule(L.LightningModule):
             self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
+
+    def _seed_step(self) -> None:
+        """Every step and process its own randomness; `torch.manual_seed` would seed every backend and take 1 ms."""
+        step = self.batches.batches_done * self.trainer.world_size + self.global_rank
+        seed = self.settings.seed * 1_000_003 + step
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _terms(self, batch: Example) -> Terms:
         histories, targets = batch
