@@ -19,12 +19,13 @@ from reeltalk.artifacts import PROGRESS, write_manifest
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
+from reeltalk.objectives import item_objective
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training.finetune import finetune
 from reeltalk.training.ranking import SystemRanker
 from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
-from reeltalk.training.system import WEIGHTS, load_system
+from reeltalk.training.system import WEIGHTS, System, load_system
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16, "dropout": 0.1}
 TOPICS = ("cats", "football", "cooking", "trains")
@@ -95,6 +96,15 @@ def test_training_learns_the_taste_of_toy_users(toy_dataset: Dataset, toy_text: 
     user = toy_dataset.users["user_key"].str.slice(1).cast(pl.Int64).to_numpy()[targets["user_id"].to_numpy() - 1]
     share = (topic[top] == (user % len(TOPICS))[:, None]).mean()
     assert share > 0.6, "a quarter is chance; four of five toy events are on the user's topic"
+
+
+def test_a_ranker_keeps_what_it_was_asked_before(toy_dataset: Dataset, toy_text: TextTable) -> None:
+    system = System.new(toy_dataset, text=toy_text, settings=small_settings("item"))
+    targets = toy_dataset.candidates("item", Split.TEST)
+    whole, ranker = SystemRanker(system).preferences(targets), SystemRanker(system)
+    for rows in ([0, 1, 2], [1, 2, 3], [0], [5, 4, 3, 2, 1, 0], range(len(targets)), []):
+        chosen = np.array(rows, dtype=np.int64)
+        torch.testing.assert_close(ranker.preferences(targets[chosen]), whole[torch.from_numpy(chosen)])
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
@@ -171,11 +181,39 @@ def test_requests_of_known_and_unseen_users(toy_dataset: Dataset, toy_text: Text
     assert recommend_comments(comments, by_hand, item="v05").is_empty()
 
 
+@pytest.mark.parametrize("name", ["sasrec", "lsvcr"])
+def test_answers_follow_the_weights(toy_dataset: Dataset, toy_text: TextTable, name: str) -> None:
+    chosen = finetune_settings(name, "item").model_validate({"model": {"dim": 16, "num_heads": 2}})
+    system = System.new(toy_dataset, text=toy_text, settings=chosen)
+    first = {key: value.clone() for key, value in system.state_dict().items()}
+    before = recommend_items(system.eval(), "u01")
+    assert system.item_vectors() is system.item_vectors()
+
+    system.train()
+    optimizer = torch.optim.AdamW(system.parameters(), lr=0.1, fused=True)
+    batch, wanted = system.feed.item_batch(system.training_windows())
+    total, count = item_objective(system.recommender, batch, wanted)["softmax"]
+    (total / count).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    fresh = System.new(toy_dataset, text=toy_text, settings=chosen)
+    fresh.load_state_dict(system.state_dict())
+    after = recommend_items(system, "u01")
+    assert system.training
+    assert after.equals(recommend_items(fresh.eval(), "u01"))
+    assert not after.equals(before)
+
+    system.eval()
+    for assign in (False, True):
+        system.load_state_dict(fresh.state_dict())
+        recommend_items(system, "u01")
+        system.load_state_dict(first, assign=assign)
+        assert recommend_items(system, "u01").equals(before)
+
+
 def test_data_parallel_training_runs_and_agrees_on_the_data(
     toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
 ) -> None:
     from reeltalk.training.feed import shuffled
-    from reeltalk.training.system import System
 
     windows = System.new(toy_dataset, text=toy_text, settings=small_settings("item")).training_windows()
     whole = [chunk.user for chunk in shuffled(windows, batch_size=4, seed=1, epoch=2)]

@@ -107,6 +107,9 @@ class Packing:
 def pack(item_length: Ints, record_length: Ints) -> Packing:
     """Lay windows into rows: those that need most room first, each in the first row with room for it in both grids."""
     item_room, record_room = _aligned(item_length), _aligned(record_length)
+    if len(item_length) == 1:  # a request
+        first, only = np.zeros(1, np.int64), np.ones(1, np.int64)
+        return Packing(first, only, first, first, num_rows=1, item_columns=item_room, record_columns=record_room)
     shares = np.stack([item_length / item_room, record_length / record_room])
     order = np.lexsort((-shares.sum(0), -shares.max(0)))
     least_items, least_records = int(item_length.min(initial=item_room)), int(record_length.min(initial=record_room))
@@ -129,7 +132,7 @@ def pack(item_length: Ints, record_length: Ints) -> Packing:
             open_rows.remove(row)
     columns = np.empty((4, len(order)), np.int64)
     columns[:, order] = np.array(places, np.int64).reshape(-1, 4).T
-    num_rows = -(-max(1, num_rows) // ROW_ALIGN) * ROW_ALIGN if len(order) > 1 else 1
+    num_rows = -(-max(1, num_rows) // ROW_ALIGN) * ROW_ALIGN
     row_W, segment_W, item_column_W, record_column_W = columns
     return Packing(
         row_W,

@@ -137,6 +137,21 @@ class Dataset:
     def hot_comments(self) -> pl.DataFrame:
         return self.table("hot_comments")
 
+    @cached_property
+    def user_ids(self) -> dict[str, int]:
+        """The user_id of each user_key."""
+        return _ids_by_key(self.users, "user")
+
+    @cached_property
+    def item_ids(self) -> dict[str, int]:
+        """The item_id of each item_key."""
+        return _ids_by_key(self.items, "item")
+
+    @cached_property
+    def comment_ids(self) -> dict[str, int]:
+        """The comment_id of each comment_key."""
+        return _ids_by_key(self.comments, "comment")
+
     def candidates(self, task: Task, split: Split) -> pl.DataFrame:
         """The saved candidate sets of one task and split, in the order of their targets."""
         return self.table(f"{task}_candidates").filter(pl.col("split") == int(split))
@@ -152,3 +167,7 @@ class Dataset:
     @property
     def num_comments(self) -> int:
         return int(self.manifest.facts["num_comments"])
+
+
+def _ids_by_key(table: pl.DataFrame, what: str) -> dict[str, int]:
+    return dict(zip(table[f"{what}_key"].to_list(), table[f"{what}_id"].to_list(), strict=True))

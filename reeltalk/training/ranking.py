@@ -13,7 +13,7 @@ from torch import Tensor
 from reeltalk.data.batch import CommentTargets
 from reeltalk.data.dataset import Task
 from reeltalk.data.histories import target_windows
-from reeltalk.data.ragged import Ragged
+from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.evaluation.ranker import Scores
 from reeltalk.objectives import comment_scores, target_preferences
 from reeltalk.training.system import System
@@ -22,13 +22,20 @@ WINDOWS_A_BATCH = 512
 
 
 class SystemRanker:
-    """Scores in float32 from each target's own window: the last events of either history before it."""
+    """Scores in float32 from each target's own window: the last events of either history before it.
+
+    Vectors and preferences are made once, with the weights as they are then: a ranker is for one evaluation.
+    """
 
     def __init__(self, system: System, *, name: str | None = None) -> None:
         self.system = system
         self.name = name or system.settings.name
         system.eval()
         self._item_vectors: Tensor | None = None
+        self._preferences = torch.empty(0)  # of the targets asked for so far
+        self._num_known = 0
+        self._place = np.full(len(system.feed.histories.item), -1)  # of each target among them, -1: not yet
+        self._scores = torch.empty(0)
 
     @property
     def task(self) -> Task:
@@ -44,20 +51,35 @@ class SystemRanker:
     @torch.inference_mode()
     def preferences(self, targets: pl.DataFrame) -> Tensor:
         """Item task: the preference right before each target, [B, D] float32 on the CPU."""
-        system = self.system
         rows = targets["target"].to_numpy().astype(np.int64)
+        missing = rows[self._place[rows] < 0]
+        if len(missing):
+            made = self._make_preferences(missing)
+            start, stop = self._num_known, self._num_known + len(made)
+            if stop > len(self._preferences):  # at least twice the room, so that little is copied
+                self._preferences = torch.cat([self._preferences, made.new_empty(stop, made.shape[1])])
+            self._preferences[start:stop] = made
+            self._place[missing] = np.arange(start, stop)
+            self._num_known = stop
+        return self._preferences[torch.from_numpy(self._place[rows])]
+
+    def _make_preferences(self, rows: Ints) -> Tensor:
+        system = self.system
         windows = target_windows(system.feed.histories, "item", rows, length=system.settings.data.history_length)
         parts = []
         for start in range(0, len(windows), WINDOWS_A_BATCH):
             batch, wanted = system.feed.item_batch(windows[start : start + WINDOWS_A_BATCH])
             device = self._device()
             parts.append(target_preferences(system.recommender, batch.to(device), wanted.to(device)).float().cpu())
-        return torch.cat(parts) if parts else self.item_vectors()[:0]
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def catalogue_scores(self, targets: pl.DataFrame) -> Tensor:
-        """[B, N] float32; column j is item_id j + 1."""
-        return self.preferences(targets) @ self.item_vectors()[1:].T
+        """[B, N] float32; column j is item_id j + 1. The memory is the next call's too."""
+        vectors_ND = self.item_vectors()[1:]
+        if len(self._scores) < len(targets):
+            self._scores = torch.empty(len(targets), len(vectors_ND))
+        return torch.mm(self.preferences(targets), vectors_ND.T, out=self._scores[: len(targets)])
 
     @torch.inference_mode()
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:

@@ -53,19 +53,16 @@ def recommend_items(
     """
     _require_task(system, "item")
     feed, user_id = _feed(system, user)
-    preference_D = _preference(system, feed, user_id, now)
-    items = system.dataset.items
-    scores = system.item_vectors() @ preference_D.cpu()
-    is_hidden = items["created"].to_numpy() > now
+    preference_D = _preferences(system, feed, _windows(system, feed, user_id, now))[0]
+    is_hidden = feed.item_created > now
     if exclude_seen:
         histories = feed.histories
         seen = slice(histories.item_offsets[user_id], histories.item_offsets[user_id + 1])
-        is_hidden = is_hidden.copy()
         is_hidden[histories.item[seen][histories.time[seen] < now] - 1] = True
-    scores[torch.from_numpy(is_hidden)] = -torch.inf
-    best = scores.topk(min(k, int((~is_hidden).sum())))
-    chosen = items[best.indices.numpy()]
-    return chosen.select("item_key", "title").with_columns(score=pl.Series(best.values.numpy()))
+    scores = (system.item_vectors() @ preference_D).cpu()
+    scores.masked_fill_(torch.from_numpy(is_hidden), -torch.inf)
+    best = scores.topk(min(k, int(np.count_nonzero(~is_hidden))))
+    return _best(system.dataset.items, "item_key", "title", best)
 
 
 @torch.inference_mode()
@@ -79,7 +76,7 @@ def recommend_comments(
     """
     _require_task(system, "comment")
     feed, user_id = _feed(system, user)
-    item_id = int(_ids(system.dataset.items, "item", [item])[0])
+    item_id = int(_ids("item", [item], system.dataset.item_ids)[0])
     is_candidate = (pl.col("item_id") == item_id) & (pl.col("created") < now)
     if isinstance(user, str):
         is_candidate &= pl.col("user_id") != user_id
@@ -90,32 +87,28 @@ def recommend_comments(
     windows = _windows(system, feed, user_id, now)
     batch, targets = feed.candidate_batch(windows, np.array([item_id]), candidates)
     device = next(system.parameters()).device
-    scores, _ = comment_scores(system.recommender, system.features, batch.to(device), targets.to(device))
+    with system.evaluating():
+        scores, _ = comment_scores(system.recommender, system.features, batch.to(device), targets.to(device))
     best = scores[0].cpu().topk(min(k, len(comments)))
-    chosen = comments[best.indices.numpy()]
-    return chosen.select("comment_key", "text").with_columns(score=pl.Series(best.values.numpy()))
+    return _best(comments, "comment_key", "text", best)
 
 
 def user_vectors(system: System, users: Sequence[str], *, now: int = LAST_MOMENT) -> Tensor:
     """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only."""
     _require_task(system, "item")
-    ids = _ids(system.dataset.users, "user", users)
+    ids = _ids("user", users, system.dataset.user_ids)
     windows = request_windows(
         system.feed.histories, "item", ids, np.full(len(ids), now), length=system.settings.data.history_length
     )
     return _preferences(system, system.feed, windows)
 
 
-def _preference(system: System, feed: Feed, user_id: int, now: int) -> Tensor:
-    return _preferences(system, feed, _windows(system, feed, user_id, now))[0]
-
-
 @torch.inference_mode()
 def _preferences(system: System, feed: Feed, windows: Windows) -> Tensor:
-    system.eval()
     batch, targets = feed.item_batch(windows)
     device = next(system.parameters()).device
-    return target_preferences(system.recommender, batch.to(device), targets.to(device)).float()
+    with system.evaluating():
+        return target_preferences(system.recommender, batch.to(device), targets.to(device)).float()
 
 
 def _windows(system: System, feed: Feed, user_id: int, now: int) -> Windows:
@@ -130,10 +123,10 @@ def _require_task(system: System, task: str) -> None:
 
 def _feed(system: System, user: str | History) -> tuple[Feed, int]:
     if isinstance(user, str):
-        return system.feed, int(_ids(system.dataset.users, "user", [user])[0])
+        return system.feed, int(_ids("user", [user], system.dataset.user_ids)[0])
     dataset = system.dataset
-    items = _ids(dataset.items, "item", user.items)
-    comments = _ids(dataset.comments, "comment", user.comments)
+    items = _ids("item", user.items, dataset.item_ids)
+    comments = _ids("comment", user.comments, dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
     item_times = _times("item", user.item_times, len(items))
     comment_times = _times("comment", user.comment_times, len(comments))
@@ -162,13 +155,16 @@ def _times(what: str, times: Sequence[int] | None, count: int) -> Ints:
     return np.asarray(times, dtype=np.int64)
 
 
-def _ids(table: pl.DataFrame, what: str, keys: Sequence[str]) -> Ints:
-    wanted = pl.DataFrame({f"{what}_key": list(keys)}, schema={f"{what}_key": pl.String})
-    found = wanted.join(table.select(f"{what}_id", f"{what}_key"), on=f"{what}_key", how="left", maintain_order="left")
-    unknown = found.filter(pl.col(f"{what}_id").is_null())[f"{what}_key"].to_list()
+def _ids(what: str, keys: Sequence[str], known: dict[str, int]) -> Ints:
+    unknown = [key for key in keys if key not in known]
     if unknown:
         raise DataError(
             f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; keys look like "
-            f"{table[f'{what}_key'][0]!r}"
+            f"{next(iter(known))!r}"
         )
-    return found[f"{what}_id"].to_numpy().astype(np.int64)
+    return np.array([known[key] for key in keys], dtype=np.int64)
+
+
+def _best(table: pl.DataFrame, key: str, text: str, best: torch.return_types.topk) -> pl.DataFrame:
+    chosen = table[best.indices.numpy(), [key, text]]
+    return chosen.insert_column(2, pl.Series("score", best.values.numpy()))

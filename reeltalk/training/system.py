@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ class System(nn.Module):
         self.feed = feed
         self.dataset = dataset
         self.settings = settings
+        self._item_vectors: Tensor | None = None
 
     @classmethod
     def new(cls, dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings) -> Self:
@@ -104,9 +107,39 @@ class System(nn.Module):
 
     @torch.inference_mode()
     def item_vectors(self) -> Tensor:
-        """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector."""
-        self.eval()
-        return self.recommender.item_vectors().detach()[1:].float()
+        """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector.
+
+        Made once, and again after `train()` or `load_state_dict`: in evaluation mode weights are taken to stand still.
+        """
+        if self._item_vectors is not None:
+            return self._item_vectors
+        with self.evaluating():
+            vectors = self.recommender.item_vectors().detach()[1:].float()
+        self._item_vectors = None if self.training else vectors
+        return vectors
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; training forgets what was made with the weights before it."""
+        if mode:
+            self._item_vectors = None
+        return super().train(mode)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; forgets what was made with the weights before."""
+        self._item_vectors = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout; afterwards the system is in the mode it was in."""
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.train()
 
 
 def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:
