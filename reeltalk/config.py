@@ -40,6 +40,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Line breaks of any kind are written as escapes: within single quotes YAML folds them into spaces."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),

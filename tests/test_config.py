@@ -152,6 +152,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 
 
 @example(lr=0.1, name=None, sizes=[], source={"limit": float("inf")})
+@example(lr=0.1, name="one\ntwo", sizes=[], source={"\x85": "\u2028 three"})
 @given(
     lr=st.floats(allow_nan=False),
     name=st.none() | st.text(),
