@@ -87,8 +87,8 @@ class FinetuneModule(L.LightningModule):
         losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}
         loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+            self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, batch_size=1)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)  # else it is sought in the batch
         return loss
 
     def _seed_step(self) -> None:
