@@ -37,25 +37,27 @@ class _SoftmaxSum(torch.autograd.Function):
         num_targets, width = preference_TD.shape
         num_items = item_ND.shape[0]
         wants_gradient = any(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
-        # Zero rows fill the last block up: shapes repeat, for which matrix libraries keep compiled kernels.
-        num_padded = -(-num_targets // ALIGN) * ALIGN
+        # Zero rows fill targets and items up: matrix libraries like aligned rows, and keep a kernel for every shape.
+        num_padded, num_columns = _aligned(num_targets), _aligned(num_items)
         preference = F.pad(preference_TD.detach().to(dtype), (0, 0, 0, num_padded - num_targets))
         # Row sums come out of the product that makes the gradient: extra indicator columns, several because each
         # result is rounded to `dtype` and the rounding averages out.
-        item_and_sums = torch.empty(num_items, width + NUM_SUM_COLUMNS, dtype=dtype, device=item_ND.device)
-        item = item_and_sums[:, :width].copy_(item_ND.detach())
+        item_and_sums = torch.empty(num_columns, width + NUM_SUM_COLUMNS, dtype=dtype, device=item_ND.device)
+        item = item_and_sums[:, :width]
+        item[:num_items].copy_(item_ND.detach())
+        item[num_items:].zero_()
         indicator = torch.eye(NUM_SUM_COLUMNS, dtype=dtype, device=item.device)
-        item_and_sums[:, width:] = indicator.repeat(-(-num_items // NUM_SUM_COLUMNS), 1)[:num_items]
+        item_and_sums[:, width:] = indicator.repeat(num_columns // NUM_SUM_COLUMNS, 1)
 
         exact = torch.promote_types(dtype, torch.float32)
         is_safe = bool(_longest(preference_TD) * _longest(item_ND) < SAFE_SCORE)
         target_score = (preference[:num_targets].to(exact) * item[target_T].to(exact)).sum(1)
         loss = torch.zeros((), dtype=exact, device=item.device)
-        rows = max(1, min(num_padded, block // num_items))
+        rows = max(1, min(num_padded, block // num_columns))
         rows = rows // ALIGN * ALIGN or rows
-        weights = torch.empty(rows * num_items, dtype=dtype, device=item.device)
+        weights = torch.empty(rows * num_columns, dtype=dtype, device=item.device)
         d_preference = torch.empty(num_padded, width, dtype=exact, device=item.device)
-        d_item = torch.zeros(num_items, width, dtype=exact, device=item.device)
+        d_item = torch.zeros(num_columns, width, dtype=exact, device=item.device)
         first_T, existing_T = (
             torch.cat([bound, bound[-1:].expand(num_padded - num_targets)]) for bound in (first_T, existing_T)
         )
@@ -63,8 +65,7 @@ class _SoftmaxSum(torch.autograd.Function):
             chunk = preference[start : start + rows]
             begin, end = first_T[start : start + rows], existing_T[start : start + rows]
             # beyond them no row of the block has a competitor
-            lowest = int(begin.min()) // ALIGN * ALIGN
-            highest = min(num_items, -(-int(end.max()) // ALIGN) * ALIGN)
+            lowest, highest = int(begin.min()) // ALIGN * ALIGN, _aligned(int(end.max()))
             used = slice(lowest, highest)
             buffer = weights[: len(chunk) * (highest - lowest)].view(len(chunk), -1)
             weight = torch.mm(chunk, item[used].t(), out=buffer)
@@ -87,7 +88,7 @@ class _SoftmaxSum(torch.autograd.Function):
         if wants_gradient:
             d_preference = d_preference[:num_targets].sub_(item[target_T])
             d_item.index_add_(0, target_T, preference[:num_targets].to(exact), alpha=-1)
-            ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item.to(item_ND.dtype))
+            ctx.save_for_backward(d_preference.to(preference_TD.dtype), d_item[:num_items].to(item_ND.dtype))
         return loss
 
     @staticmethod
@@ -95,6 +96,10 @@ class _SoftmaxSum(torch.autograd.Function):
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_preference, d_item = ctx.saved_tensors  # type: ignore[attr-defined]
         return d_preference * d_loss, d_item * d_loss, None, None, None, None, None
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGN) * ALIGN
 
 
 def _longest(vectors: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets,
     preference_TD = _at_targets(step.preferences, targets)[is_fresh_T]
     loss = full_softmax(
         preference_TD,
-        step.vectors[1:],
-        targets.item_T[is_fresh_T] - 1,
-        first_T=targets.first_T[is_fresh_T],
-        existing_T=targets.existing_T[is_fresh_T],
+        step.vectors,
+        targets.item_T[is_fresh_T],
+        first_T=targets.first_T[is_fresh_T] + 1,  # row 0 belongs to no item
+        existing_T=targets.existing_T[is_fresh_T] + 1,
     )
     return _terms(loss, len(preference_TD), step)
 
