@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from random_logs import Log, User, random_log, random_model
+from random_logs import Log, User, random_log, random_model, settings_of
 from test_instances import batch_rows, stream_of
 from test_lsvcr import Slow, mixture, unit
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from reeltalk.data.batch import AlignmentBatch
 from reeltalk.data.instances import InstanceBatch
 from reeltalk.losses import info_nce, item_comment_contrast, sequential_supplemental_contrast
+from reeltalk.models import build
 from reeltalk.models.lsvcr import LSVCR, AlignmentStep
 from reeltalk.objectives import Terms, alignment_objective, gather_with_gradient
 
@@ -96,8 +97,8 @@ def test_agreeing_preferences_have_a_low_contrast() -> None:
         sequential_supplemental_contrast(s, sign * s, everything, nothing, temperature=TAU).item() for sign in (1, -1)
     )
     assert agreeing < 0.01 * C < C * log(C) < opposed
-    inputs = [random_vectors(C, D, seed=seed).requires_grad_() for seed in range(2)]
-    loss = sequential_supplemental_contrast(*inputs, everything[:1], nothing[:1], temperature=TAU)
+    inputs = random_vectors(C, D).requires_grad_(), random_vectors(C, D, seed=1).requires_grad_()
+    loss = sequential_supplemental_contrast(inputs[0], inputs[1], everything[:1], nothing[:1], temperature=TAU)
     for gradient in torch.autograd.grad(loss, inputs):
         assert (gradient.norm(dim=1) > 0).all()
 
@@ -250,7 +251,9 @@ def test_gradients_reach_texts_and_both_preferences(model: LSVCR, case: Case) ->
     model.zero_grad()
     total(alignment_objective(model, case.batch, text_UE, supplemental_TD)).backward()  # type: ignore[no-untyped-call]
     assert text_UE.grad is not None and supplemental_TD.grad is not None
-    read = [part.flatten() for side in (case.batch.items, case.batch.records) for part in (side.item_RL, side.comment_RLK)]
+    read = [
+        part.flatten() for side in (case.batch.items, case.batch.records) for part in (side.item_RL, side.comment_RLK)
+    ]
     assert (text_UE.grad[torch.cat([*read, case.batch.target_T])].norm(dim=1) > 0).all()
     assert (supplemental_TD.grad.norm(dim=1) > 0).all()
     for name, parameter in model.named_parameters():
@@ -283,23 +286,22 @@ def test_alignment_has_no_item_ids(some_log: Log, case: Case) -> None:
 
 
 def test_the_objective_can_be_learnt(some_log: Log) -> None:
-    """From small weights and a fixed s~, every part falls far below chance."""
-    stream = stream_of(some_log, history=0.0)
-    told = stream.batch(0, batch_size=24)
+    """From fresh weights and an s~ that is free to move, every part falls from above chance to nearly nothing."""
+    told = stream_of(some_log, history=0.0).batch(0, batch_size=24)
     batch, text_UE = AlignmentBatch.of(told), text_vectors(some_log, told.texts)
-    model = cast(LSVCR, random_model("lsvcr", "item", some_log, length=10, use_item_ids=False, dim=32)).train()
+    settings = settings_of("lsvcr", dim=32, inner_dim=64, text_dim=32, use_item_ids=False)
+    model = build("lsvcr", "item", settings, titles=text_UE, history_length=10, seed=0).double()
     supplemental_TD = random_vectors(24, 32).requires_grad_()
     optimizer = torch.optim.Adam([*model.parameters(), supplemental_TD], lr=0.01)
     means = []
     for _ in range(150):
         optimizer.zero_grad()
-        terms = alignment_objective(model, batch, text_UE, supplemental_TD)
+        terms = alignment_objective(cast(LSVCR, model), batch, text_UE, supplemental_TD)
         total(terms).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         means.append({name: value.item() / count for name, (value, count) in terms.items()})
-    assert means[0]["sr"] > 1 and means[0]["ssc"] > 1
-    # not zero: comments chosen in one record are told with the same history
-    assert means[-1]["ssc"] < 0.1 and means[-1]["sr"] < 0.5 and means[-1]["vcc"] < 0.2, means[-1]
+    assert min(means[0]["ssc"], means[0]["sr"]) > log(24) and means[0]["vcc"] > log(2)
+    assert max(means[-1].values()) < 0.1
 
 
 # two processes --------------------------------------------------------------------------------------------------------

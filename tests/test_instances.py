@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -14,7 +13,6 @@ from random_logs import Log, Record, User, random_log
 
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.diversification import Diversification, HotComments
-from reeltalk.data.histories import Histories
 from reeltalk.data.instance_stream import Instances
 from reeltalk.data.instances import Entry, InstanceBatch, Words
 from reeltalk.errors import DataError
@@ -244,7 +242,7 @@ def test_what_comes_later_changes_nothing(log: Log) -> None:
         other[column] = np.where(ties, getattr(histories, column), other[column])
         if is_item:
             other["hot_comment"] = np.where(ties, histories.hot_comment, other["hot_comment"])
-        changed = replace(stream, histories=cast(Histories, replace(histories, **other)))
+        changed = replace(stream, histories=replace(histories, **other))
         changed.__dict__["targets"] = stream.targets
         again = changed.batch(index, batch_size=1)
         assert again.instances == [batch.instances[index]]
