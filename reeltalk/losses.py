@@ -1,6 +1,6 @@
 """Losses as pure functions; every one returns a sum, so that batches can be added up and divided once.
 
-Shapes: T targets, N items, C candidates of one target, D width, M pairs.
+Shapes: T targets, N items, C candidates of one target or of all, D width, M pairs.
 """
 
 from __future__ import annotations
@@ -165,6 +165,43 @@ def id_text_regularisation(
     one_way = sampled_softmax(positive, identity @ text[negative_C].T / temperature, is_negative)
     other_way = sampled_softmax(positive, text @ identity[negative_C].T / temperature, is_negative)
     return (one_way + other_way) / 2
+
+
+def info_nce(x_TD: Tensor, y_CD: Tensor, positive_T: Tensor, is_same_TC: Tensor, *, temperature: float) -> Tensor:
+    """Sum over anchors of -log of the positive's share of exp(cosine / temperature) among the candidates.
+
+    Paper: LSVCR eq 11; with preferences and target texts, eq 14. positive_T holds rows of y_CD. `is_same_TC` marks
+    candidates that mean the same as the anchor's positive: left out, they would be false negatives. The positive itself
+    always counts; an anchor without negatives adds nothing.
+    """
+    with torch.autocast(x_TD.device.type, enabled=False):
+        score_TC = unit(widened(x_TD)) @ unit(widened(y_CD)).T / temperature
+    is_left_out_TC = is_same_TC.scatter(1, positive_T[:, None], False)
+    return F.cross_entropy(score_TC.masked_fill(is_left_out_TC, -torch.inf), positive_T, reduction="sum")
+
+
+def sequential_supplemental_contrast(
+    sequential_CD: Tensor, supplemental_CD: Tensor, positive_T: Tensor, is_same_TC: Tensor, *, temperature: float
+) -> Tensor:
+    """Sum over the rows positive_T of InfoNCE between both preferences of an instance, half each way.
+
+    Paper: LSVCR eq 10. `is_same_TC` as in `info_nce`: instances whose preferences need not differ.
+    """
+    sequential_TD, supplemental_TD = sequential_CD[positive_T], supplemental_CD[positive_T]
+    one_way = info_nce(sequential_TD, supplemental_CD, positive_T, is_same_TC, temperature=temperature)
+    other_way = info_nce(supplemental_TD, sequential_CD, positive_T, is_same_TC, temperature=temperature)
+    return (one_way + other_way) / 2
+
+
+def item_comment_contrast(supplemental_TD: Tensor, own_TD: Tensor, other_TD: Tensor, *, temperature: float) -> Tensor:
+    """Sum over instances of -log of the own history's share: the LLM's preference is nearer to it than to the other.
+
+    Paper: LSVCR eq 12. own_TD and other_TD are read from the two fused histories by the same function, F_o of the
+    instance's task.
+    """
+    supplemental_TD = unit(widened(supplemental_TD))
+    own_T, other_T = ((supplemental_TD * unit(widened(read_TD))).sum(1) for read_TD in (own_TD, other_TD))
+    return F.softplus((other_T - own_T) / temperature).sum()
 
 
 def widened(x: Tensor) -> Tensor:

@@ -3,17 +3,27 @@
 Terms stay apart as sums and counts, so that accumulation, many processes and logging all divide by the same number
 once.
 
-Shapes: T targets, C candidates, R rows, L positions, D width.
+Shapes: T targets or instances, C candidates or instances of all processes, U distinct texts, E text width, R rows,
+L positions, D width.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed._functional_collectives import all_gather_single
 
-from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
-from reeltalk.losses import full_softmax, sampled_softmax, widened
+from reeltalk.data.batch import AlignmentBatch, Batch, CommentTargets, ItemTargets
+from reeltalk.losses import (
+    full_softmax,
+    info_nce,
+    item_comment_contrast,
+    sampled_softmax,
+    sequential_supplemental_contrast,
+    widened,
+)
+from reeltalk.models.lsvcr import LSVCR
 from reeltalk.models.recommender import Recommender, Step
 
 Terms = dict[str, tuple[Tensor, int]]
@@ -63,6 +73,68 @@ def comment_objective(
     score_TC, is_candidate_TC = _scores(step, features, targets)
     loss = sampled_softmax(score_TC[:, 0], score_TC[:, 1:], is_candidate_TC[:, 1:])
     return _terms(loss, int(is_candidate_TC[:, 1:].any(1).sum()), step)
+
+
+def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tensor, supplemental_TD: Tensor) -> Terms:
+    """Eq 10, 12 and 14 for this process's instances, against those of all processes: terms ssc, vcc, sr.
+
+    text_UE: as `LSVCR.alignment_step` takes it. supplemental_TD: s~ (eq 9) mapped to D. Every process must hold equally
+    many instances. No negatives of each other are, in eq 14, instances with the same target text; in eq 10, these (eq
+    14 pulls their preferences to one point) and those of the same user, whose histories overlap. Eq 12 counts where
+    neither history is empty: elsewhere there are no two preferences to tell apart.
+    """
+    step = recommender.alignment_step(batch, text_UE)
+    shared = [widened(vectors_TD) for vectors_TD in (step.preference_TD, supplemental_TD, step.target_TD)]
+    sequential_CD, supplemental_CD, target_CD = gather_with_gradient(torch.stack(shared, dim=1)).unbind(1)
+    user_C, target_key_C = gather_with_gradient(torch.stack([batch.user_T, batch.target_key_T], dim=1)).unbind(1)
+    count = len(batch.user_T)
+    positive_T = (distributed.get_rank() if _is_divided() else 0) * count + torch.arange(
+        count, device=supplemental_TD.device
+    )
+    is_same_user_TC = batch.user_T[:, None] == user_C
+    is_same_target_TC = batch.target_key_T[:, None] == target_key_C
+    temperature = recommender.settings.temperature
+    return {
+        "ssc": (
+            sequential_supplemental_contrast(
+                sequential_CD,
+                supplemental_CD,
+                positive_T,
+                is_same_user_TC | is_same_target_TC,
+                temperature=temperature,
+            ),
+            count,
+        ),
+        "vcc": (
+            item_comment_contrast(
+                supplemental_TD[batch.has_both_T],
+                step.preference_TD[batch.has_both_T],
+                step.other_TD[batch.has_both_T],
+                temperature=temperature,
+            ),
+            int(batch.has_both_T.sum()),
+        ),
+        "sr": (
+            info_nce(step.preference_TD, target_CD, positive_T, is_same_target_TC, temperature=temperature),
+            count,
+        ),
+    }
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The rows of all processes one after another; a row's gradient is the sum over the processes that used it.
+
+    With one process, x itself. Every process must call it with the same shape.
+    """
+    if not _is_divided():
+        return x
+    group = distributed.group.WORLD
+    assert group is not None
+    return all_gather_single(x.contiguous(), 0, group)
+
+
+def _is_divided() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _at_targets(preference_RLD: Tensor, targets: ItemTargets) -> Tensor:

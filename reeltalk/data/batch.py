@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.data.histories import Histories, Windows
+from reeltalk.data.instances import InstanceBatch
 from reeltalk.data.ragged import Ints, ranges
 
 # Few distinct shapes: matrix libraries compile and keep a kernel for each, which costs time and memory.
@@ -39,10 +40,11 @@ class _Tensors:
 class PackedHistory(_Tensors):
     """One kind of history of all users in the batch.
 
-    segment_RL: which user of the row, 1.., 0 at padding. position_RL: index of the entry in its window, -1 at the start
-    entry. item_RL: item_id, 0 at start and padding. comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the
-    record's comments, or the item's hot comment. known_RL: time (ms) from which the other history may look at the
-    entry. horizon_RL: time of the next target; an entry may look at what was known strictly before it.
+    segment_RL: which user of the row, 1.., 0 at padding. position_RL: row of the position table, -1 at the start entry;
+    the index of the entry in its window, where positions are not drawn. item_RL: item_id, 0 at start and padding.
+    comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the record's comments, or the item's hot comment.
+    known_RL: time (ms) from which the other history may look at the entry. horizon_RL: time of the next target; an
+    entry may look at what was known strictly before it.
     """
 
     segment_RL: Tensor
@@ -82,13 +84,63 @@ class CommentTargets(_Tensors):
 
 
 @dataclass(frozen=True)
-class Batch(_Tensors):
-    """Both histories of some users. comment_U: distinct comment_ids, 0 first; comment_text_UE: their text vectors."""
+class PackedPair(_Tensors):
+    """Both histories of some users."""
 
     items: PackedHistory
     records: PackedHistory
+
+
+@dataclass(frozen=True)
+class Batch(PackedPair):
+    """Both histories of some users. comment_U: distinct comment_ids, 0 first; comment_text_UE: their text vectors."""
+
     comment_U: Tensor
     comment_text_UE: Tensor
+
+
+@dataclass(frozen=True)
+class AlignmentBatch(PackedPair):
+    """The SR model's side of stage 1: both histories of T instances, with texts in place of ids.
+
+    In `items` and `records`, item_RL (titles) and comment_RLK hold rows of the batch's distinct texts, 0 where there is
+    none; so do watched_T (0 in the item task) and target_T. item_position_T and record_position_T index the last entry
+    of each history in its flat [R * L] grid. has_both_T: neither history is empty. user_T and target_key_T tell where
+    instances are of the same user, or have the same target text, also on another process.
+    """
+
+    item_position_T: Tensor
+    record_position_T: Tensor
+    is_item_T: Tensor
+    has_both_T: Tensor
+    watched_T: Tensor
+    target_T: Tensor
+    user_T: Tensor
+    target_key_T: Tensor
+
+    @classmethod
+    def of(cls, instances: InstanceBatch) -> Self:
+        """Lay the histories into grids; their entries stand on the drawn positions (eq 3)."""
+        histories, windows = instances.histories, instances.windows
+        most = int(np.diff(histories.comment_offsets).max(initial=1))
+        packed = PackedWindows.of(histories, windows, "item", has_start=True, record_comments=most)
+        packing, row_U = packed.packing, np.arange(len(instances.texts))
+        for grid, drawn in zip((packed.items, packed.records), instances.positions, strict=True):
+            grid["position"] = np.where(grid["position"] < 0, -1, drawn[np.maximum(grid["position"], 0)])
+        num_items, num_records = windows.end - windows.begin, windows.other_end - windows.other_begin
+        columns = (
+            packing.row * packing.item_columns + packing.item_column + num_items,
+            packing.row * packing.record_columns + packing.record_column + num_records,
+            instances.is_item,
+            (num_items > 0) & (num_records > 0),
+            instances.watched,
+            instances.target,
+            instances.user,
+            instances.target_key,
+        )
+        return cls(
+            _packed(packed.items, row_U), _packed(packed.records, row_U), *(torch.from_numpy(each) for each in columns)
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """LSVCR's sequential model: what someone watches and what they say under it, read together.
 
 Paper: Zheng et al., A Large Language Model Enhanced Sequential Recommender for Joint Video and Comment Recommendation
-    (RecSys 2025), arXiv 2403.13574. Section 4.1: eq 1, 2 `_entries`; eq 3 `_placed`; eq 4 `_encoded`; eq 5, 7
-    `_item_preferences`; eq 6, 8 `_comment_preferences`; section 4.4.1: ID embeddings joining inputs and targets (eq 17,
-    19 `item_vectors`, `comment_vectors`), eq 16 `_regularisation`.
+    (RecSys 2025), arXiv 2403.13574. Section 4.1: eq 1, 2 `_entries`; eq 3 `_placed`; eq 4 `_encoded`; eq 5, 6
+    `_fused_items`, `_fused_records`; eq 7, 8 `_item_readout`, `_comment_readout`; section 4.3 `alignment_step`; section
+    4.4.1: ID embeddings joining inputs and targets (eq 17, 19 `item_vectors`, `comment_vectors`), eq 16
+    `_regularisation`.
 Differs from the paper: one pass gives the preference after every event, so an entry looks at the other history as known
     before the next event, not before the request (the last entry: before the request, as in the paper). A learned start
     entry opens each history, so that a user with one empty history, or two, has a preference. The negatives of eq 16
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from reeltalk.data.batch import Batch, PackedHistory
+from reeltalk.data.batch import AlignmentBatch, Batch, PackedHistory, PackedPair
 from reeltalk.losses import id_text_regularisation, unit
 from reeltalk.models.attention import Encoder, TransformerLayer, causal_mask, dropout, known_mask, masked_bias
 from reeltalk.models.recommender import Recommender, Step, initialise
@@ -128,6 +129,31 @@ class LSVCR(Recommender):
         preference_TD, _ = self._comment_preferences(batch, entries, position_T, texts.titles(item_T))
         return Step(preference_TD, unit(texts.comment_UD), self._regularisation(entries) if regularise else None)
 
+    def alignment_step(self, batch: AlignmentBatch, text_UE: Tensor) -> AlignmentStep:
+        """Section 4.3, both tasks in one pass and without ID embeddings: what eq 10, 12 and 14 read of this model.
+
+        text_UE: vectors of the batch's distinct texts, with gradient where the encoder is trained; row 0, which stands
+        for no text, is zeros. Raises ValueError where the model has ID embeddings.
+        """
+        if self.settings.use_item_ids:
+            raise ValueError("alignment learns from texts alone; build the model with use_item_ids=False")
+        text_UD = self._text(text_UE)
+        items_RLD, records_RLD = self._encoded(batch, self._entries(batch, Texts(text_UD, None, text_UD)))
+        watched_TD = F.embedding(batch.watched_T, text_UD)
+        by_items, by_comments = [], []
+        for fused_RLD, history, position_T in (
+            (self._fused_items(batch, items_RLD, records_RLD), batch.items, batch.item_position_T),
+            (self._fused_records(batch, items_RLD, records_RLD), batch.records, batch.record_position_T),
+        ):
+            by_items.append(F.embedding(position_T, self._item_readout(fused_RLD, history)[0].flatten(0, 1)))
+            by_comments.append(self._comment_readout(fused_RLD, history, position_T, watched_TD)[0])
+        is_item_T1 = batch.is_item_T[:, None]
+        return AlignmentStep(
+            torch.where(is_item_T1, by_items[0], by_comments[1]),
+            torch.where(is_item_T1, by_items[1], by_comments[0]),
+            F.embedding(batch.target_T, text_UD),
+        )
+
     def _text(self, text_UE: Tensor) -> Tensor:
         """LLM(x): text map and adapter. Two linear layers in a row are multiplied first: same map at half the work."""
         adapter = self.text_adapter.weight
@@ -149,7 +175,7 @@ class LSVCR(Recommender):
     def _item_vectors(self, title_ND: Tensor) -> Tensor:
         return unit(title_ND + self.known_N1 * self.item_embedding.weight if self.settings.use_item_ids else title_ND)
 
-    def _entries(self, batch: Batch, texts: Texts) -> Entries:
+    def _entries(self, batch: PackedPair, texts: Texts) -> Entries:
         """Eq 1 and 2 for both histories; with ID embeddings and positions, what eq 4 reads."""
         histories = (batch.items, batch.records)
         item_M = torch.cat([history.item_RL.flatten() for history in histories])
@@ -168,7 +194,7 @@ class LSVCR(Recommender):
         x_RLD = torch.where(is_start[..., None], self.starts[which].to(x_RLD.dtype), x_RLD)
         return dropout(self.input_norms[which](x_RLD), self.settings.dropout, training=self.training)
 
-    def _encoded(self, batch: Batch, entries: Entries) -> tuple[Tensor, Tensor]:
+    def _encoded(self, batch: PackedPair, entries: Entries) -> tuple[Tensor, Tensor]:
         dtype = entries.items_RLD.dtype
         return (
             self.item_encoder(entries.items_RLD, masked_bias(causal_mask(batch.items), dtype)),
@@ -176,29 +202,46 @@ class LSVCR(Recommender):
         )
 
     def _item_preferences(self, batch: Batch, entries: Entries) -> tuple[Tensor, Tensor]:
-        """Eq 4, 5, 7: preferences, alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
-        items_RLD, records_RLD = self._encoded(batch, entries)
-        bias_RLM = masked_bias(known_mask(batch.records, batch.items), items_RLD.dtype)
-        other_RLD = self.item_fusion(items_RLD, records_RLD, bias_RLM)
-        fused_RLD = self.merge_items(torch.cat([items_RLD, other_RLD], dim=-1))
-        score_RL = self.item_weight(fused_RLD)[..., 0]
-        alpha_RLL = (score_RL[:, None, :] + masked_bias(causal_mask(batch.items), score_RL.dtype)).softmax(dim=-1)
-        return unit(torch.bmm(alpha_RLL, fused_RLD)) / self.settings.temperature, alpha_RLL
+        """Eq 4, 5, 7: preferences, alpha."""
+        return self._item_readout(self._fused_items(batch, *self._encoded(batch, entries)), batch.items)
 
     def _comment_preferences(
         self, batch: Batch, entries: Entries, position_T: Tensor, title_TD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Eq 4, 6, 8: preferences and beta, with the queries of a row's targets side by side: [R, Q, D]."""
-        items_RLD, records_RLD = self._encoded(batch, entries)
+        """Eq 4, 6, 8: preferences, beta."""
+        fused_RLD = self._fused_records(batch, *self._encoded(batch, entries))
+        return self._comment_readout(fused_RLD, batch.records, position_T, title_TD)
+
+    def _fused_items(self, batch: PackedPair, items_RLD: Tensor, records_RLD: Tensor) -> Tensor:
+        """Eq 5."""
+        bias_RLM = masked_bias(known_mask(batch.records, batch.items), items_RLD.dtype)
+        other_RLD = self.item_fusion(items_RLD, records_RLD, bias_RLM)
+        fused_RLD: Tensor = self.merge_items(torch.cat([items_RLD, other_RLD], dim=-1))
+        return fused_RLD
+
+    def _fused_records(self, batch: PackedPair, items_RLD: Tensor, records_RLD: Tensor) -> Tensor:
+        """Eq 6."""
         bias_RLM = masked_bias(known_mask(batch.items, batch.records), records_RLD.dtype)
         other_RLD = self.record_fusion(records_RLD, items_RLD, bias_RLM)
-        fused_RLD = self.merge_records(torch.cat([records_RLD, other_RLD], dim=-1))
+        fused_RLD: Tensor = self.merge_records(torch.cat([records_RLD, other_RLD], dim=-1))
+        return fused_RLD
+
+    def _item_readout(self, fused_RLD: Tensor, history: PackedHistory) -> tuple[Tensor, Tensor]:
+        """Eq 7, F_v: preferences, alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
+        score_RL = self.item_weight(fused_RLD)[..., 0]
+        alpha_RLL = (score_RL[:, None, :] + masked_bias(causal_mask(history), score_RL.dtype)).softmax(dim=-1)
+        return unit(torch.bmm(alpha_RLL, fused_RLD)) / self.settings.temperature, alpha_RLL
+
+    def _comment_readout(
+        self, fused_RLD: Tensor, history: PackedHistory, position_T: Tensor, title_TD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Eq 8, F_c: preferences and beta, with the queries of a row's targets side by side: [R, Q, D]."""
         rows, length, dim = fused_RLD.shape
         slot_T, width = slots_by_row(position_T // length, rows)
         query_TD = self.watched_query(title_TD) * dim**-0.5
         query_RQD = query_TD.new_zeros(rows * width, dim).index_copy(0, slot_T, query_TD).view(rows, width, dim)
         column_RQ1 = position_T.new_zeros(rows * width).index_copy(0, slot_T, position_T % length).view(rows, width, 1)
-        segment_RL = batch.records.segment_RL
+        segment_RL = history.segment_RL
         is_past = torch.arange(length, device=position_T.device) <= column_RQ1
         is_same = segment_RL[:, None] == segment_RL.gather(1, column_RQ1[..., 0])[..., None]
         score_RQL = torch.bmm(query_RQD, self.record_key(fused_RLD).transpose(1, 2))
@@ -230,6 +273,19 @@ class LSVCR(Recommender):
             )
             count += len(event_M)
         return total, count
+
+
+@dataclass(frozen=True)
+class AlignmentStep:
+    """What alignment reads of the model, one row an instance: [T, D] each.
+
+    preference_TD: s, by F_o of the instance's task over the history that the task predicts; other_TD: by the same F_o
+    over the other history (eq 12); target_TD: e = LLM(T) (eq 14).
+    """
+
+    preference_TD: Tensor
+    other_TD: Tensor
+    target_TD: Tensor
 
 
 @dataclass(frozen=True)

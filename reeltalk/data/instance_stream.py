@@ -1,0 +1,185 @@
+"""The stream of alignment (stage 1): the training targets of both tasks, in batches that seed and step fix.
+
+Paper: LSVCR section 4.3.1 (both tasks learnt jointly, comment diversification) and eq 3 (drawn positions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reeltalk.data.dataset import Dataset, Split, Task
+from reeltalk.data.diversification import (
+    Diversification,
+    Happened,
+    HotComments,
+    Sides,
+    mixed_and_dealt,
+    two_of_the_hottest,
+)
+from reeltalk.data.histories import Histories, Windows, target_windows
+from reeltalk.data.instances import InstanceBatch, Targets, Words, told
+from reeltalk.data.ragged import Ints
+from reeltalk.errors import DataError
+
+_ORDER, _INSTANCE, _POSITIONS = range(3)  # streams of random numbers that must not meet
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The training targets of both tasks, and the histories that they are predicted from.
+
+    created: since when comments exist, from id 0 on. length: entries of each history. num_positions: rows of a position
+    table, at least `length`; where equal, entries stand in order, as without drawn positions. record_comments: of a
+    record's distinct comments so many are used, the last ones.
+    """
+
+    histories: Histories
+    words: Words
+    created: Ints
+    diversification: Diversification
+    length: int = 20
+    num_positions: int = 50
+    record_comments: int = 3
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        *,
+        length: int = 20,
+        num_positions: int = 50,
+        record_comments: int = 3,
+        history_probability: float = 0.5,
+        entry_probability: float = 0.3,
+        seed: int = 0,
+    ) -> Self:
+        """The instances of a dataset; the defaults are the paper's and its reference implementation's."""
+        created = dataset.comments["created"].to_numpy().astype(np.int64)
+        return cls(
+            Histories.of(dataset),
+            Words.of(dataset),
+            np.concatenate([np.zeros(1, np.int64), created]),
+            Diversification(HotComments.of(dataset), history_probability, entry_probability),
+            length=length,
+            num_positions=num_positions,
+            record_comments=record_comments,
+            seed=seed,
+        )
+
+    @cached_property
+    def targets(self) -> Targets:
+        """Each next item, and each distinct comment of a record that existed when the record began, of the train split.
+
+        Left out are targets without a text, and those before which nothing happened: there is no preference to align.
+        Raises DataError where none is left.
+        """
+        histories = self.histories
+        row = np.flatnonzero(histories.item_split == Split.TRAIN)
+        row = row[self.words.has_title(histories.item[row])]
+        items = Targets(row, histories.item[row], np.zeros_like(row))
+        record = np.repeat(np.arange(len(histories.record_item)), np.diff(histories.comment_offsets))
+        is_target = histories.record_split[record] == Split.TRAIN
+        is_target &= self.created[histories.comment] < histories.start[record]
+        row, comment = np.unique(np.stack([record, histories.comment])[:, is_target], axis=1)
+        has_text = self.words.has_text(comment)
+        comments = Targets(row[has_text], histories.record_item[row[has_text]], comment[has_text])
+        both = Targets(
+            *(np.concatenate([getattr(part, field.name) for part in (items, comments)]) for field in fields(Targets))
+        )
+        windows = self._windows(both)
+        both = both[(windows.end > windows.begin) | (windows.other_end > windows.other_begin)]
+        if len(both) == 0:
+            raise DataError("no training target has a text and an event before it: there is nothing to align on")
+        return both
+
+    def batch(self, step: int, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> InstanceBatch:
+        """This process's `batch_size` instances of a step, dealt from the step's `batch_size * num_ranks`.
+
+        The stream goes through all targets once an epoch, in an order that seed and epoch fix, and on into the next
+        epoch without a break. The same step gives the same batch, whatever was asked before.
+        """
+        first = step * batch_size * num_ranks
+        place = np.arange(first + rank, first + batch_size * num_ranks, num_ranks)
+        targets = self.targets[self._order(place)]
+        windows = self._windows(targets)
+        items: list[Sides] = []
+        records: list[Sides] = []
+        for index, at in enumerate(place.tolist()):
+            rng = np.random.default_rng([self.seed, _INSTANCE, at])
+            never = set(self._record(int(targets.row[index]))) if targets.comment[index] else set[int]()
+            rows = range(windows.begin[index], windows.end[index])
+            items += self.diversification(self._items(rows), two_of_the_hottest, never=never, rng=rng)
+            rows = range(windows.other_begin[index], windows.other_end[index])
+            records += self.diversification(self._records(rows), mixed_and_dealt, never=never, rng=rng)
+        return told(
+            targets,
+            windows,
+            items,
+            records,
+            histories=self.histories,
+            words=self.words,
+            positions=self._positions(step),
+        )
+
+    def _order(self, place: Ints) -> Ints:
+        """Which target stands at each place of the endless stream."""
+        count = len(self.targets)
+        epoch, within = np.divmod(place, count)
+        target = np.empty_like(place)
+        for each in np.unique(epoch).tolist():
+            target[epoch == each] = _permutation(self.seed, each, count)[within[epoch == each]]
+        return target
+
+    def _positions(self, step: int) -> Ints:
+        """Eq 3: for each table drawn without replacement and put in order, afresh a step."""
+        rng = np.random.default_rng([self.seed, _POSITIONS, step])
+        drawn = [rng.choice(self.num_positions, self.length, replace=False) for _ in range(2)]
+        return np.sort(np.stack(drawn), axis=1)
+
+    def _windows(self, targets: Targets) -> Windows:
+        """Both histories before each target; item events are the anchor in both tasks."""
+        columns = np.empty((7, len(targets)), np.int64)
+        tasks: tuple[tuple[Task, NDArray[np.bool_]], ...] = (
+            ("item", targets.comment == 0),
+            ("comment", targets.comment > 0),
+        )
+        for task, is_chosen in tasks:
+            found = target_windows(self.histories, task, targets.row[is_chosen], length=self.length)
+            anchor, other = (found.begin, found.end), (found.other_begin, found.other_end)
+            items, records = (anchor, other) if task == "item" else (other, anchor)
+            columns[:, is_chosen] = np.stack([found.user, *items, items[1], *records, found.request])
+        return Windows(*columns)
+
+    def _items(self, rows: range) -> list[Happened]:
+        """Item events with their hot comment."""
+        histories = self.histories
+        columns = (
+            getattr(histories, name)[rows.start : rows.stop].tolist() for name in ("item", "time", "hot_comment")
+        )
+        return [Happened(item, time, [hot] if hot else []) for item, time, hot in zip(*columns, strict=True)]
+
+    def _records(self, rows: range) -> list[Happened]:
+        """Records with the comments that are used of them."""
+        histories = self.histories
+        return [
+            Happened(
+                int(histories.record_item[row]), int(histories.start[row]), self._record(row)[-self.record_comments :]
+            )
+            for row in rows
+        ]
+
+    def _record(self, row: int) -> list[int]:
+        """The distinct comments of a record, in the order in which each came last."""
+        first, last = self.histories.comment_offsets[row : row + 2]
+        return list(dict.fromkeys(self.histories.comment[first:last][::-1].tolist()))[::-1]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> Ints:
+    return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
