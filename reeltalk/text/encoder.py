@@ -20,7 +20,7 @@ from reeltalk.text.checkpoint import Precision, load_checkpoint
 
 Pooling = Literal["mean", "last", "cls"]
 
-_CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
+CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
 _LENGTH_STEP = 4  # batches are padded to a multiple of this, so that kernels are prepared for few shapes
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2_048, 65_536  # of a batch; a core's caches hold no more
 
@@ -43,16 +43,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut to `max_tokens`."""
-        limit = self.max_tokens * _CHARACTERS_PER_TOKEN
-        ids: list[list[int]] = self.tokenizer(
-            [text[:limit] for text in texts],
-            truncation=True,
-            max_length=self.max_tokens,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return ids
+        return tokenize(self.tokenizer, texts, max_tokens=self.max_tokens)
 
     def encode(
         self, ids: Sequence[Sequence[int]], *, pooling: Pooling, on_batch: Callable[[int], None] = lambda tokens: None
@@ -161,6 +152,19 @@ def load_encoder(
         width=_width(model, checkpoint.device),
         tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU),
     )
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut to `max_tokens`."""
+    ids: list[list[int]] = tokenizer(
+        [text[: max_tokens * CHARACTERS_PER_TOKEN] for text in texts],
+        truncation=True,
+        max_length=max_tokens,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return ids
 
 
 def _stepped(length: int, limit: int) -> int:
