@@ -28,7 +28,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
     "glm4": {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False},
-    "bert": {},
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
 }
 
 
