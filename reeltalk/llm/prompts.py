@@ -29,7 +29,7 @@ Language = Literal["en", "zh"]
 Order = Literal["items_first", "records_first"]
 
 TEMPLATES = Path(__file__).with_name("templates.yaml")
-_LENGTH_STEP = 16  # batches are padded to a multiple of this, so that kernels are prepared for few shapes
+_LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that kernels are prepared for few shapes
 
 
 class PromptSettings(BaseModel):
@@ -74,7 +74,8 @@ class TokenBatch:
     @classmethod
     def of(cls, prompts: Sequence[Prompt], *, max_tokens: int) -> Self:
         """Pad on the right to a multiple of 16, though not beyond `max_tokens`, the model's positions."""
-        ids_BT, mask_BT = pad_right([prompt.ids for prompt in prompts], max_tokens=max_tokens)
+        rows = [prompt.ids for prompt in prompts]
+        ids_BT, mask_BT = pad_right(rows, multiple=_LENGTH_STEP, max_tokens=max_tokens)
         return cls(ids_BT, mask_BT, torch.tensor([prompt.instruction_length - 1 for prompt in prompts]))
 
     def to(self, device: torch.device | str) -> TokenBatch:
@@ -86,11 +87,11 @@ class TokenBatch:
         return self.mask_BT & (torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device) > self.last_B[:, None])
 
 
-def pad_right(rows: Sequence[Ints], *, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T], 0 at padding, and which of them are tokens; T is a multiple of 16, or `max_tokens`."""
+def pad_right(rows: Sequence[Ints], *, multiple: int, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T], 0 at padding, and which of them are tokens; T is a multiple, though at most `max_tokens`."""
     lengths = np.array([len(row) for row in rows])
     longest = int(lengths.max(initial=1))
-    mask = np.arange(max(longest, min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max_tokens))) < lengths[:, None]
+    mask = np.arange(max(longest, min(-(-longest // multiple) * multiple, max_tokens))) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate(rows)
     return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -37,6 +37,7 @@ LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where 
 PREFERENCE = "preference_adapter.safetensors"
 _PEFT = "base_model."  # what the keys begin with there
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
+_TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
 
 
 class LLMRecommender(nn.Module):
@@ -104,7 +105,7 @@ class LLMRecommender(nn.Module):
     def text_vectors(self, ids: Sequence[Ints], *, tokens_per_batch: int = 8_192) -> Tensor:
         """LLM(x) of stage 1: the mean of the last hidden states over a text's tokens, [texts, E], with gradient.
 
-        Texts of the same tokens go through the LLM once, sorted by length, in batches of at most `tokens_per_batch`
+        Texts of the same tokens go through the LLM once, sorted by length, in batches of about `tokens_per_batch`
         tokens. A text without tokens gives zeros. The ids are those of `text.encoder.tokenize`.
         """
         distinct: dict[bytes, int] = {}
@@ -118,7 +119,8 @@ class LLMRecommender(nn.Module):
         return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
-        ids_BT, mask_BT = (tensor.to(self.device) for tensor in pad_right(rows, max_tokens=self.max_tokens))
+        padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
+        ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
         hidden_BTE = self.hidden_states(ids_BT, mask_BT)
         return (widened(hidden_BTE) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
 
@@ -148,7 +150,7 @@ class LLMRecommender(nn.Module):
         from peft import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
-        lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)
+        lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
         save_file({f"{_PEFT}{key}": value.contiguous() for key, value in lora.items()}, folder / LORA)
         config = self.lora.peft_config["default"].to_dict()
         write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
@@ -174,7 +176,7 @@ class LLMRecommender(nn.Module):
         name = recommender.settings.name
         if recommender.weights != saved["weights"]:
             raise ArtifactError(f"{folder} was trained with other weights of {name!r} than those that are there now")
-        fresh = get_peft_model_state_dict(recommender.lora, save_embedding_layers=False)
+        fresh = get_peft_model_state_dict(recommender.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
         if _shapes(lora) != _shapes(fresh):
             raise ArtifactError(f"{folder / LORA} does not fit the layers of {name!r}; align again")
         set_peft_model_state_dict(recommender.lora, lora)
@@ -193,10 +195,6 @@ class LLMRecommender(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext()
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in weights.items()}
-
-
 def write_encoder(folder: Path, out: Path, *, device: str = "auto") -> None:
     """Write the aligned LLM of a saved recommender, LoRA merged into it, as a folder that `load_encoder` reads.
 
@@ -205,6 +203,10 @@ def write_encoder(folder: Path, out: Path, *, device: str = "auto") -> None:
     recommender = LLMRecommender.load(folder, device=device)
     recommender.lora.merge_and_unload().base_model.save_pretrained(out)
     recommender.tokenizer.save_pretrained(out)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
 
 
 def _batches(order: Sequence[int], rows: Sequence[Ints], tokens_per_batch: int) -> Iterator[list[int]]:
