@@ -316,10 +316,10 @@ def test_it_learns_to_write_the_target_and_generation_stops_there(kind: str, fol
     recommender = load(folders[kind], lora_dropout=0)
     rows = prompts(recommender)[:2]
     batch = batch_of(rows)
-    optimiser = torch.optim.Adam([p for p in recommender.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(200):
-        loss, count = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
-        if loss.item() / count < 0.1:
+    optimiser = torch.optim.Adam([p for p in recommender.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(500):
+        loss, _ = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+        if loss.item() < 0.5:  # over all tokens, so that each is the likeliest
             break
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

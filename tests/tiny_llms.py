@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,18 @@ def save_llm(folder: Path, kind: str, *, seed: int = 0) -> Path:
 
 @cache
 def tokenizer(kind: str) -> Any:
-    """Trained on the templates: pieces of words for BERT, bytes for the others."""
+    """Made from the templates' words: pieces of words for BERT, pairs of bytes for the others."""
     pad, side, before, after = _TOKENS[kind]
     special = list(dict.fromkeys(token for token in (pad, *before, *after, _END[kind]) if token))
-    text = TEMPLATES.read_text(encoding="utf-8").splitlines()
+    text = TEMPLATES.read_text(encoding="utf-8")
     if kind == "bert":
-        words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        known = set(re.findall(r"\w+|[^\w\s]", text.lower()))
+        pieces = sorted({f"{lead}{letter}" for word in known for letter in word for lead in ("", "##")})
+        vocabulary = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(known), *pieces])
+        words = Tokenizer(models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]"))
         words.normalizer = normalizers.BertNormalizer()
         words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         words.decoder = decoders.WordPiece()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        trainer: Any = trainers.WordPieceTrainer(vocab_size=500, special_tokens=special, show_progress=False)
     else:
         words = Tokenizer(models.BPE())
         words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,7 +76,7 @@ def tokenizer(kind: str) -> Any:
         trainer = trainers.BpeTrainer(
             vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
-    words.train_from_iterator(text, trainer)
+        words.train_from_iterator(text.splitlines(), trainer)
     if before or after:
         words.post_processor = processors.TemplateProcessing(
             single=" ".join([*before, "$A", *after]),
