@@ -150,7 +150,7 @@ class LLMRecommender(nn.Module):
         from peft import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
-        lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
+        lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)
         save_file({f"{_PEFT}{key}": value.contiguous() for key, value in lora.items()}, folder / LORA)
         config = self.lora.peft_config["default"].to_dict()
         write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
@@ -176,7 +176,7 @@ class LLMRecommender(nn.Module):
         name = recommender.settings.name
         if recommender.weights != saved["weights"]:
             raise ArtifactError(f"{folder} was trained with other weights of {name!r} than those that are there now")
-        fresh = get_peft_model_state_dict(recommender.lora, save_embedding_layers=False)  # type: ignore[no-untyped-call]
+        fresh = get_peft_model_state_dict(recommender.lora, save_embedding_layers=False)
         if _shapes(lora) != _shapes(fresh):
             raise ArtifactError(f"{folder / LORA} does not fit the layers of {name!r}; align again")
         set_peft_model_state_dict(recommender.lora, lora)
