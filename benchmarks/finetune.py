@@ -25,7 +25,7 @@ from benchmarks.rows import Measurement, emit, peak_memory_mib, read_measurement
 from reeltalk.data.batch import Batch, ItemTargets
 from reeltalk.data.dataset import Dataset
 from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
-from reeltalk.losses import BLOCK_ELEMENTS, NUM_SUM_COLUMNS
+from reeltalk.losses import ALIGN, BLOCK_ELEMENTS, NUM_SUM_COLUMNS
 from reeltalk.memory import keep_freed_memory
 from reeltalk.precision import matmul_dtype
 from reeltalk.text.encode import encode
@@ -92,21 +92,26 @@ def measure_products(dataset: Dataset, scratch: Path, seed: int) -> Iterator[Mea
     keep_freed_memory()
     system = System.new(dataset, text=None, settings=settings("sasrec", passes=1, seed=seed, num_validated=64))
     batches = list(WindowBatches(system, system.training_windows()))
-    item_ND = torch.randn(dataset.num_items, protocol.WIDTH).to(matmul_dtype())
+    item_ND = torch.randn(filled_up(dataset.num_items + 1), protocol.WIDTH).to(matmul_dtype())
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         for batch, targets in batches:
             assert isinstance(targets, ItemTargets)
-            _products(batch, len(targets.item_T), item_ND)
+            _products(batch, filled_up(len(targets.item_T)), item_ND)
         seconds.append(time.perf_counter() - start)
     yield Measurement(name=PRODUCTS, value=statistics.median(seconds[1:]), unit="s", note=f"in {matmul_dtype()}")
+
+
+def filled_up(count: int) -> int:
+    """Rows as the softmax lays them out."""
+    return -(-count // ALIGN) * ALIGN
 
 
 def _products(batch: Batch, num_targets: int, item_ND: Tensor) -> None:
     dtype, width, heads = item_ND.dtype, protocol.WIDTH, protocol.HEADS
     rows, length = batch.items.segment_RL.shape
-    block = max(1, min(num_targets, BLOCK_ELEMENTS // len(item_ND)))
+    block = min(num_targets, BLOCK_ELEMENTS // len(item_ND) // ALIGN * ALIGN)
     mixed = torch.ones(len(item_ND), width + NUM_SUM_COLUMNS, dtype=dtype)
     score = torch.empty(block, len(item_ND), dtype=dtype)
     for start in range(0, num_targets, block):

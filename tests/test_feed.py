@@ -131,7 +131,7 @@ def test_outdated_items_do_not_compete_in_training(log: Log) -> None:
     _, targets = feed.item_batch(windows)
     outdated = [int((log.created < time - 10).sum()) for time in log.histories.time]
     assert targets.first_T.tolist() == [
-        min(count, item - 1) for count, item in zip(outdated, targets.item_T.tolist(), strict=False)
+        min(count, item - 1) for count, item in zip(outdated, targets.item_T.tolist(), strict=True)
     ]
     assert outdated != targets.first_T.tolist()  # some targets are outdated themselves: what came after them competes
     assert len(set(targets.first_T.tolist())) > 2

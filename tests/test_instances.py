@@ -152,11 +152,14 @@ def sequential_side(batch: InstanceBatch, index: int) -> tuple[list[Entry], list
     """What the SR model reads, in words."""
     histories, texts = batch.histories, batch.texts
     rows = range(histories.item_offsets[index + 1], histories.item_offsets[index + 2])
-    items = [Entry(texts[histories.item[r]], _words(texts, [histories.hot_comment[r]])) for r in rows]
+    items = [
+        Entry(int(histories.time[r]), texts[histories.item[r]], _words(texts, [histories.hot_comment[r]])) for r in rows
+    ]
     records = []
     for row in range(histories.record_offsets[index + 1], histories.record_offsets[index + 2]):
         comments = histories.comment[histories.comment_offsets[row] : histories.comment_offsets[row + 1]]
-        records.append(Entry(texts[histories.record_item[row]], _words(texts, comments.tolist())))
+        title, time = texts[histories.record_item[row]], int(histories.start[row])
+        records.append(Entry(time, title, _words(texts, comments.tolist())))
     return items, records
 
 
@@ -177,9 +180,10 @@ def test_both_sides_against_the_plain_lists(log: Log) -> None:
         records = None if is_item else user.records[: row - log.histories.record_offsets[user_id]]
         items = [event for event in user.items if event.time < time] if items is None else items
         records = [record for record in user.records if record.end < time] if records is None else records
-        told_items = [Entry(title[e.item], [comment[e.hot]] if comment[e.hot] else []) for e in items[-LENGTH:]]
+        told_items = [Entry(e.time, title[e.item], [comment[e.hot]] if comment[e.hot] else []) for e in items[-LENGTH:]]
         told_records = [
-            Entry(title[r.item], [comment[c] for c in r.comments[-3:] if comment[c]]) for r in records[-LENGTH:]
+            Entry(r.start, title[r.item], [comment[c] for c in r.comments[-3:] if comment[c]])
+            for r in records[-LENGTH:]
         ]
         assert (instance.items, instance.records) == (told_items, told_records)
         assert sequential_side(batch, index) == (told_items, told_records)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from tiny_llms import KINDS, POSITIONS, WIDTH, save_llm
 from torch import Tensor
 
+from reeltalk.data.instances import Entry
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm import recommender as module
 from reeltalk.llm.causal_lm import LLMSettings, logits
-from reeltalk.llm.prompts import Entry, Prompt, PromptSettings, PromptWriter, TokenBatch
+from reeltalk.llm.prompts import Prompt, PromptSettings, PromptWriter, TokenBatch
 from reeltalk.llm.recommender import LLMRecommender, write_encoder
 from reeltalk.precision import matmul_dtype
 from reeltalk.text.encoder import load_encoder, tokenize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Slow:
         kept: list[Row] = []
         ordered = sorted(enumerate(rows), key=lambda found: (found[1]["user_key"], found[1]["time"], found[0]))
         existing = [row for _, row in ordered if row["time"] >= self.created[row["item_key"]]]
-        for row, before in zip(existing, [{}, *existing], strict=False):
+        for before, row in pairwise([{}, *existing]):
             if (before.get("user_key"), before.get("item_key")) != (row["user_key"], row["item_key"]):
                 kept.append(row)
         return self._split(kept, "time")

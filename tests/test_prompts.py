@@ -15,10 +15,10 @@ from tiny_llms import KINDS, tokenizer
 
 from reeltalk.config import read_yaml
 from reeltalk.data.dataset import Task
+from reeltalk.data.instances import Entry
 from reeltalk.errors import ConfigError
 from reeltalk.llm.prompts import (
     TEMPLATES,
-    Entry,
     Language,
     Order,
     Prompt,

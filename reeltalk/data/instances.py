@@ -5,7 +5,7 @@ Paper: LSVCR section 4.2 (what an instruction says of a history) and 4.3.3 (targ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, pairwise
@@ -42,10 +42,11 @@ class Words:
 
 
 class Entry(NamedTuple):
-    """An entry of a history as the LLM reads it; texts that are empty are left out of `comments`."""
+    """An entry of a history in words: an item event with its hot comment, or a record (its start) with its comments."""
 
+    time: int
     title: str
-    comments: list[str]
+    comments: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ def told(
     used = (each for sides in chain(items, records) for side in sides for each in side)
     comment = _texts(words.comments, chain(used, targets.comment.tolist()))
 
-    def entries(ids: list[int], sides: list[Sides], offsets: Ints) -> list[list[Entry]]:
+    def entries(times: Ints, ids: list[int], sides: list[Sides], offsets: Ints) -> list[list[Entry]]:
         flat = [
-            Entry(title[item], [text for each in side.supplemental if (text := comment[each])])
-            for item, side in zip(ids, sides, strict=True)
+            Entry(time, title[item], [text for each in side.supplemental if (text := comment[each])])
+            for time, item, side in zip(times.tolist(), ids, sides, strict=True)
         ]
         return [flat[first:last] for first, last in pairwise(offsets[1:])]
 
@@ -133,8 +134,8 @@ def told(
         for item, chosen, told_items, told_records in zip(
             targets.item.tolist(),
             targets.comment.tolist(),
-            entries(seen, items, item_offsets),
-            entries(talked, records, record_offsets),
+            entries(histories.time[item_rows], seen, items, item_offsets),
+            entries(histories.start[record_rows], talked, records, record_offsets),
             strict=True,
         )
     ]

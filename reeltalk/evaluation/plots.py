@@ -102,7 +102,7 @@ def lines(title: str, ks: Sequence[int], of: Sequence[Series]) -> str:
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.7)
         axes.set_title(title)
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
         return _svg(figure, title)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +111,6 @@ def _bins(lengths: Ints, bins: Sequence[int]) -> dict[str, Members]:
     {'0': [True, False, False], '1-4': [False, True, False], '5+': [False, False, True]}
     """
     edges = [0, *bins]
-    names = [str(low) if low + 1 == high else f"{low}-{high - 1}" for low, high in zip(edges, bins, strict=False)]
+    names = [str(low) if low + 1 == high else f"{low}-{high - 1}" for low, high in pairwise(edges)]
     place = np.searchsorted(edges, lengths, side="right") - 1
     return {name: place == i for i, name in enumerate([*names, f"{edges[-1]}+"])}

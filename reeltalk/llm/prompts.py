@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reeltalk.config import read_yaml
 from reeltalk.data.dataset import Task
+from reeltalk.data.instances import Entry
 from reeltalk.data.ragged import Ints
 from reeltalk.errors import ConfigError
 from reeltalk.text.encoder import CHARACTERS_PER_TOKEN
@@ -43,14 +44,6 @@ class PromptSettings(BaseModel):
         64, gt=0, description="of one title or comment, also of the target; a longer one is cut"
     )
     record_comments: int = Field(3, gt=0, description="comments of one record that are read, the last ones")
-
-
-class Entry(NamedTuple):
-    """One event of a history in words: an item event with its hot comment, or a record with its comments."""
-
-    time: int
-    title: str
-    comments: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _finish(
     dataset: Dataset,
     text: TextTable | None,
 ) -> None:
-    weights = torch.load(best.best_model_path, weights_only=True, mmap=True)["state_dict"]  # not the optimiser
+    weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     prefix = "system."
     save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
     shutil.rmtree(out / CHECKPOINTS)
