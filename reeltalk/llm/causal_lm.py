@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reeltalk.errors import ConfigError
+from reeltalk.models.attention import Dropout
 from reeltalk.text.checkpoint import OFFLINE, Checkpoint, Precision, load_checkpoint
 
 
@@ -61,6 +62,7 @@ def add_lora(llm: Any, settings: LLMSettings) -> Any:
     New layers change nothing before they are trained. They are float32 whatever the LLM is, and alone have gradients.
     """
     import peft
+    from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
     backbone = f"{llm.base_model_prefix}."
@@ -77,6 +79,10 @@ def add_lora(llm: Any, settings: LLMSettings) -> Any:
         ],
     )
     lora = peft.LoraModel(llm, config, "default")
+    for layer in lora.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False  # autocast multiplies in bf16: no float32 copies of what comes in
+            layer.lora_dropout["default"] = Dropout(settings.lora_dropout)
     for parameter in lora.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

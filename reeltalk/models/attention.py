@@ -48,6 +48,17 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 
 
+class Dropout(nn.Module):
+    """`dropout` as a module."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.probability, training=self.training)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with dropout on its weights.
 

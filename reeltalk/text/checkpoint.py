@@ -60,8 +60,8 @@ def load_checkpoint(
         with _without_load_report():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
             config = transformers.AutoConfig.from_pretrained(source, **how)
-            if as_causal_lm and hasattr(config, "is_decoder"):
-                config.is_decoder = True
+            if as_causal_lm:
+                _set_up_decoder(config)
             model, loading = loader.from_pretrained(
                 source, config=config, dtype=_dtype(precision, place), output_loading_info=True, **how
             )
@@ -80,6 +80,15 @@ def load_checkpoint(
         max_tokens=_positions(model, tokenizer),
         device=place,
     )
+
+
+def _set_up_decoder(config: Any) -> None:
+    """No token sees a later one, and no dropout but LoRA's: on attention weights it would need them all in memory."""
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +14,9 @@ from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
 from reeltalk.data.histories import Windows
 from reeltalk.objectives import Terms, comment_objective, item_objective
 from reeltalk.training.feed import shuffled
+from reeltalk.training.settings import TrainSettings
 from reeltalk.training.system import System
+from reeltalk.training.trainer import StageModule
 from reeltalk.training.validation import Validation
 
 Example = tuple[Batch, ItemTargets | CommentTargets]
@@ -56,13 +57,13 @@ class WindowBatches:
                 yield self.system.feed.comment_batch(chunk, rng=rng)
 
 
-class FinetuneModule(L.LightningModule):
+class FinetuneModule(StageModule):
     """One step: the task's objective plus the model's own regularisation."""
 
     def __init__(self, system: System, windows: Windows) -> None:
         super().__init__()
         self.system = system
-        self.settings = system.settings.train
+        self.settings: TrainSettings = system.settings.train
         self.batches = WindowBatches(system, windows)
         self.validation = Validation(system)
 
@@ -81,23 +82,13 @@ class FinetuneModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        self._seed_step()
         self.batches.batches_done += 1
+        self.seed_step(self.batches.batches_done)
         terms = self._terms(batch)
-        losses = {name: self._mean(total, count) for name, (total, count) in terms.items()}
+        losses = {name: self.mean(total, count) for name, (total, count) in terms.items()}
         loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, batch_size=1)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)  # else it is sought in the batch
+        self.log_losses(loss, losses)
         return loss
-
-    def _seed_step(self) -> None:
-        """Every step and process its own randomness; `torch.manual_seed` would seed every backend and take 1 ms."""
-        step = self.batches.batches_done * self.trainer.world_size + self.global_rank
-        seed = self.settings.seed * 1_000_003 + step
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _terms(self, batch: Example) -> Terms:
         histories, targets = batch
@@ -105,14 +96,6 @@ class FinetuneModule(L.LightningModule):
         if isinstance(targets, ItemTargets):
             return item_objective(recommender, histories, targets, regularise=regularise)
         return comment_objective(recommender, self.system.features, histories, targets, regularise=regularise)
-
-    def _mean(self, total: Tensor, count: int) -> Tensor:
-        """The sum over the mean count of all processes: averaged gradients are then those of one undivided batch."""
-        if self.trainer.world_size == 1:
-            return total / max(count, 1)
-        counts = torch.tensor(float(count), device=total.device)
-        torch.distributed.all_reduce(counts)
-        return total * self.trainer.world_size / counts.clamp(min=1)
 
     def on_train_start(self) -> None:
         self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own

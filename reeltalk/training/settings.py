@@ -10,11 +10,11 @@ from reeltalk.data.dataset import Task
 from reeltalk.models import model_spec
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """What a batch holds."""
 
     history_length: int = Field(50, gt=0, description="events of each history that a preference is made from")
@@ -23,10 +23,24 @@ class DataSettings(_Section):
     active_days: float | None = Field(
         None, gt=0, description="item task: only items created so many days before a target compete with it in training"
     )
+    comments: bool = Field(True, description="off: histories are of items alone, as on platforms without comments")
     candidate_features: bool = Field(False, description="comment task: age and answers so far join the score")
 
 
-class TrainSettings(_Section):
+class TrainerSettings(Section):
+    """What all stages share: the machine, checkpoints, logs, the seed."""
+
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="auto: bf16 where products in it are native"
+    )
+    devices: int = Field(1, gt=0, description="processes, a device each")
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill can cost")
+    logger: Literal["csv", "tensorboard"] = "csv"
+    seed: int = 0
+
+
+class TrainSettings(TrainerSettings):
     """How long and how fast it learns."""
 
     batch_size: int = Field(512, gt=0, description="histories (windows) a step, over all processes")
@@ -39,18 +53,10 @@ class TrainSettings(_Section):
     monitor: str = Field("ndcg@10", description="metric over the validation targets that picks the epoch to keep")
     monitor_protocol: Literal["sampled", "full"] = "sampled"
     max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
-    precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="auto: bf16 where products in it are native"
-    )
     accumulate: int = Field(1, gt=0, description="batches a step is made of")
-    devices: int = Field(1, gt=0)
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill can cost")
-    logger: Literal["csv", "tensorboard"] = "csv"
-    seed: int = 0
 
 
-class FinetuneSettings(_Section):
+class FinetuneSettings(Section):
     """All of a fine-tuning run; `finetune_settings` gives the class whose section `model` is that of one model."""
 
     name: str = Field(description="the model")

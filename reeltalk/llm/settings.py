@@ -1,0 +1,77 @@
+"""Settings of alignment (LSVCR stage 1); the resolved ones are saved beside the result, and reproduce it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from reeltalk.llm.causal_lm import LLMSettings
+from reeltalk.llm.prompts import PromptSettings
+from reeltalk.models.lsvcr import LSVCRSettings
+from reeltalk.training.settings import Section, TrainerSettings
+
+
+class AlignDataSettings(Section):
+    """What an instance is made of; defaults are the paper's and its reference implementation's."""
+
+    history_length: int = Field(20, gt=0, description="events of each history")
+    num_positions: int = Field(50, gt=0, description="rows of a position table; history_length: no drawn positions")
+    record_comments: int = Field(3, gt=0, description="comments of one record that are used")
+    history_probability: float = Field(0.5, ge=0, le=1, description="of a history to be diversified; 0: never")
+    entry_probability: float = Field(0.3, ge=0, le=1, description="of an entry of such a history")
+    hot_comments: Literal["hot", "random"] = Field(
+        "hot", description="what diversification adds: an item's hot comments, or any of its comments"
+    )
+    comments: bool = Field(True, description="off: titles alone, item task alone")
+
+
+class LossWeights(Section):
+    """Weights of eq 15; a loss of weight 0 is not computed."""
+
+    lm: float = Field(1.0, ge=0, description="L_LM, eq 13")
+    sr: float = Field(1.0, ge=0, description="lambda: L_SR, eq 14")
+    ssc: float = Field(0.5, ge=0, description="mu: L_SSC, eq 10")
+    vcc: float = Field(0.5, ge=0, description="mu: L_VCC, eq 12")
+
+
+class AlignTrainSettings(TrainerSettings):
+    """How long and how fast it learns. Without steps, only the warm start is done, and no LLM is loaded."""
+
+    steps: int = Field(5_000, ge=0)
+    batch_size: int = Field(128, gt=1, description="instances a step, over all processes")
+    learning_rate: float = Field(3e-4, gt=0, description="of LoRA; the paper's for everything")
+    sequential_learning_rate: float = Field(1e-3, gt=0, description="of the sequential model and its text map")
+    head_learning_rate: float = Field(1e-3, gt=0, description="of the map from the LLM's width to a preference's")
+    warmup_share: float = Field(0.03, ge=0, le=1, description="of the steps, over which learning rates rise")
+    weight_decay: float = Field(0.0, ge=0)
+    warm_steps: int = Field(
+        1_000, ge=0, description="steps of eq 14 alone, on the table's vectors, before the LLM"
+    )
+    warm_batch_size: int = Field(256, gt=1)
+    warm_learning_rate: float = Field(2e-3, gt=0)
+    tokens_per_batch: int | None = Field(
+        None, gt=0, description="what goes through the LLM at once; bounds memory, changes nothing else"
+    )
+    max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
+
+
+class AlignSettings(Section):
+    """All of an alignment run."""
+
+    encoder: Literal["llm", "frozen"] = Field(
+        "llm", description="what vectors texts have: those of the LLM in training, or the table's (the paper's w/ BERT)"
+    )
+    llm: LLMSettings = LLMSettings()
+    prompt: PromptSettings = PromptSettings()
+    model: LSVCRSettings = LSVCRSettings(use_item_ids=False)
+    data: AlignDataSettings = AlignDataSettings()
+    loss: LossWeights = LossWeights()
+    train: AlignTrainSettings = AlignTrainSettings()
+
+    @field_validator("model")
+    @classmethod
+    def _without_ids(cls, model: LSVCRSettings) -> LSVCRSettings:
+        if model.use_item_ids:
+            raise ValueError("alignment learns from texts alone; leave use_item_ids off")
+        return model

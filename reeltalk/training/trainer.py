@@ -1,0 +1,116 @@
+"""The one trainer of all stages: precision, devices, checkpoints that survive a kill, logs, progress."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from reeltalk.precision import matmul_dtype
+from reeltalk.training.settings import TrainerSettings
+
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+
+
+class StageModule(L.LightningModule):
+    """What the stages share: steps with randomness of their own, and sums divided once for all processes."""
+
+    settings: TrainerSettings
+
+    def seed_step(self, step: int) -> None:
+        """Every step and process its own randomness; `torch.manual_seed` would seed every backend and take 1 ms."""
+        seed = self.settings.seed * 1_000_003 + step * self.trainer.world_size + self.global_rank
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def mean(self, total: Tensor, count: int) -> Tensor:
+        """The sum over the mean count of all processes: averaged gradients are then those of one undivided batch."""
+        if self.trainer.world_size == 1:
+            return total / max(count, 1)
+        counts = torch.tensor(float(count), device=total.device)
+        torch.distributed.all_reduce(counts)
+        return total * self.trainer.world_size / counts.clamp(min=1)
+
+    def log_losses(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
+        """The whole loss on the progress bar, and now and then its terms in the log."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()}, batch_size=1)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)  # else it is sought in the batch
+
+
+def fit(
+    module: StageModule,
+    out: Path,
+    settings: TrainerSettings,
+    *,
+    callbacks: Sequence[Callback] = (),
+    is_resumed: bool,
+    log_every: int = 20,
+    **limits: Any,
+) -> L.Trainer:
+    """Train, from the last checkpoint in `out` where the run is resumed; `limits` (max_epochs ..) go to Lightning.
+
+    Raises KeyboardInterrupt where the run was interrupted.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logger = TensorBoardLogger if settings.logger == "tensorboard" else CSVLogger
+    last = ModelCheckpoint(
+        out / CHECKPOINTS,
+        filename=LAST.removesuffix(".ckpt"),
+        train_time_interval=timedelta(seconds=settings.checkpoint_seconds),
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        precision="bf16-mixed" if _is_half(settings) else "32-true",
+        devices=settings.devices,
+        accelerator=settings.accelerator,
+        strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",  # a task leaves some unused
+        callbacks=[*callbacks, last, RichProgressBar(console_kwargs={"stderr": True})],
+        plugins=[_WholeCheckpoints()],
+        logger=logger(out, name="logs"),
+        log_every_n_steps=log_every,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **limits,
+    )
+    resume_from = out / CHECKPOINTS / LAST
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore",
+            message=".*(does not have many workers|smaller than the logging interval|exists and is not empty).*",
+        )
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return trainer
+
+
+def _is_half(settings: TrainerSettings) -> bool:
+    if settings.precision == "auto":
+        return matmul_dtype("cuda" if torch.cuda.is_available() else "cpu") == torch.bfloat16
+    return settings.precision == "bf16"
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are either the old one or the whole new one, also when the process is killed while writing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, partial)
+        partial.replace(target)
