@@ -267,7 +267,7 @@ def test_text_vectors_are_means_over_tokens_and_each_text_runs_once(kind: str, f
         np.testing.assert_allclose(vectors.detach().numpy()[:-1], expected, atol=1e-10)
         assert not vectors[-1].any() and sum(tokens) == len(set(TEXTS)) + 1
         assert vectors.requires_grad
-    assert recommender.text_vectors([]).shape == (0, WIDTH)
+    assert recommender.text_vectors([], tokens_per_batch=64).shape == (0, WIDTH)
 
 
 # training -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from reeltalk.cli.app import app, as_task
 STEPS = {
     "prepare": ("reeltalk.data.prepare", "PrepareSettings"),
     "encode": ("reeltalk.text.encode", "EncodeSettings"),
+    "align": ("reeltalk.llm.settings", "AlignSettings"),
     "evaluate": ("reeltalk.evaluation.protocol", "EvaluationSettings"),
 }
 
@@ -43,7 +44,7 @@ def sources() -> None:
 
 @app.command()
 def settings(
-    step: Annotated[str, typer.Argument(help="prepare, encode, finetune, evaluate, or a source.")],
+    step: Annotated[str, typer.Argument(help="prepare, encode, align, finetune, evaluate, or a source.")],
     model: Annotated[str, typer.Option("--model", help="For finetune.")] = "lsvcr",
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
 ) -> None:

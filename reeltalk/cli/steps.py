@@ -45,12 +45,44 @@ def encode(
     """Turn every distinct text into a vector, once; texts already in the folder are left alone."""
     from reeltalk.config import load_settings
     from reeltalk.data.dataset import Dataset
+    from reeltalk.llm.aligned import encode_aligned, is_aligned
     from reeltalk.text.encode import EncodeSettings
     from reeltalk.text.encode import encode as run
 
     chosen = [] if encoder is None else [f"encoder={json.dumps(encoder)}"]
     settings = load_settings(EncodeSettings, file=config, overrides=[*(overrides or []), *chosen])
-    print_facts(out, run(Dataset.load(dataset), out=out, settings=settings).manifest.facts)
+    data = Dataset.load(dataset)
+    if is_aligned(settings.encoder):
+        table = encode_aligned(data, Path(settings.encoder), out=out, settings=settings)
+    else:
+        table = run(data, out=out, settings=settings)
+    print_facts(out, table.manifest.facts)
+
+
+@app.command()
+def align(
+    dataset: DatasetFolder,
+    out: Out,
+    text: TextFolder = None,
+    llm: Annotated[str | None, typer.Option("--llm", help="minilm (offline), a folder, or a causal LM's id.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Align the sequential model with an LLM (LSVCR stage 1); interrupted and run again, it goes on where it was."""
+    from reeltalk.artifacts import read_manifest
+    from reeltalk.config import load_settings
+    from reeltalk.data.dataset import Dataset
+    from reeltalk.llm.align import align as run
+    from reeltalk.llm.settings import AlignSettings
+    from reeltalk.text.table import TextTable
+    from reeltalk.training.start import ALIGNED
+
+    if text is None:
+        raise ConfigError("give --text, a folder that `reeltalk encode` wrote with the LLM as --encoder")
+    chosen = [] if llm is None else [f"llm.name={json.dumps(llm)}"]
+    settings = load_settings(AlignSettings, file=config, overrides=[*(overrides or []), *chosen])
+    run(Dataset.load(dataset), text=TextTable.load(text), settings=settings, out=out)
+    print_facts(out, read_manifest(out, ALIGNED).facts)
 
 
 @app.command()
@@ -62,6 +94,9 @@ def finetune(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="item|comment", help="What is recommended.")] = None,
     text: TextFolder = None,
+    aligned: Annotated[
+        Path | None, typer.Option("--aligned", metavar="DIR", help="Start from what `reeltalk align` wrote.")
+    ] = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:
@@ -80,7 +115,7 @@ def finetune(
     name = model or str(given.get("name", "lsvcr"))
     settings = load_settings(finetune_settings(name, chosen), file=config, overrides=overrides or [])
     table = None if text is None else TextTable.load(text)
-    run(Dataset.load(dataset), text=table, settings=settings, out=out)
+    run(Dataset.load(dataset), text=table, settings=settings, out=out, aligned=aligned)
     print_facts(out, read_manifest(out, "model").facts)
 
 

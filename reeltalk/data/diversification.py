@@ -14,6 +14,7 @@ import numpy as np
 
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.histories import offsets_by_id
+from reeltalk.data.hot import TOP
 from reeltalk.data.ragged import Ints
 
 TOP_OF_ITEM_ENTRY = 3
@@ -52,6 +53,14 @@ class HotComments:
         comment = hot["comment_id"].to_numpy().astype(np.int64)
         created = dataset.comments["created"].to_numpy().astype(np.int64)
         return cls(offsets_by_id(hot["item_id"].to_numpy(), dataset.num_items), comment, created[comment - 1])
+
+    @classmethod
+    def any_of(cls, dataset: Dataset, *, seed: int) -> Self:
+        """Ten of each item's comments, or all where it has fewer, drawn at random instead of by how hot they are."""
+        drawn = dataset.comments.select("comment_id", "item_id", "created").sample(fraction=1, shuffle=True, seed=seed)
+        chosen = drawn.group_by("item_id", maintain_order=True).head(TOP).sort("item_id", maintain_order=True)
+        comment, created = (chosen[name].to_numpy().astype(np.int64) for name in ("comment_id", "created"))
+        return cls(offsets_by_id(chosen["item_id"].to_numpy(), dataset.num_items), comment, created)
 
     def before(self, time: int, item: int) -> list[int]:
         """The item's hottest comments of those created strictly before the time."""

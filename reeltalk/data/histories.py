@@ -7,7 +7,7 @@ fine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -78,6 +78,21 @@ class Histories:
             record_split=record_split,
             comment_offsets=offsets_by_id(record, len(owner) - 1) if len(owner) else np.zeros(1, np.int64),
             comment=comment,
+        )
+
+    def without_comments(self) -> Self:
+        """Item events alone, without their hot comments."""
+        none = np.zeros(0, np.int64)
+        return replace(
+            self,
+            hot_comment=np.zeros_like(self.item),
+            record_offsets=np.zeros_like(self.record_offsets),
+            record_item=none,
+            start=none,
+            end=none,
+            record_split=none,
+            comment_offsets=np.zeros(1, np.int64),
+            comment=none,
         )
 
     @property

@@ -57,15 +57,23 @@ class Instances:
         record_comments: int = 3,
         history_probability: float = 0.5,
         entry_probability: float = 0.3,
+        with_comments: bool = True,
+        any_comments: bool = False,
         seed: int = 0,
     ) -> Self:
-        """The instances of a dataset; the defaults are the paper's and its reference implementation's."""
+        """The instances of a dataset; the defaults are the paper's and its reference implementation's.
+
+        `any_comments`: what is added to a history are an item's comments at random, not its hot ones.
+        """
         created = dataset.comments["created"].to_numpy().astype(np.int64)
+        hot = HotComments.any_of(dataset, seed=seed) if any_comments else HotComments.of(dataset)
+        histories = Histories.of(dataset)
         return cls(
-            Histories.of(dataset),
+            histories if with_comments else histories.without_comments(),
             Words.of(dataset),
             np.concatenate([np.zeros(1, np.int64), created]),
-            Diversification(HotComments.of(dataset), history_probability, entry_probability),
+            # without comments there is nothing to tell in two ways
+            Diversification(hot, history_probability if with_comments else 0.0, entry_probability),
             length=length,
             num_positions=num_positions,
             record_comments=record_comments,

@@ -6,12 +6,15 @@ Shape suffixes: N tokens, E width of the LLM, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reeltalk.errors import ConfigError
+from reeltalk.llm.attention import use_products
 from reeltalk.models.attention import Dropout
 from reeltalk.text.checkpoint import OFFLINE, Checkpoint, Precision, load_checkpoint
 
@@ -53,6 +56,7 @@ def load_causal_lm(settings: LLMSettings, *, device: str) -> Checkpoint:
         _tie_head(llm, settings.name)
     if settings.gradient_checkpointing:
         llm.activation_checkpointing_enable({"use_reentrant": False})
+    use_products(llm)
     return loaded
 
 
@@ -87,6 +91,27 @@ def add_lora(llm: Any, settings: LLMSettings) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return lora
+
+
+@contextmanager
+def both_ways(llm: Any) -> Iterator[None]:
+    """Within it a model of the BERT family that was made causal reads as the encoder that it is."""
+    layers = read_both_ways(llm)
+    try:
+        yield
+    finally:
+        llm.config.is_decoder = True
+        for layer in layers:
+            layer.is_causal = True
+
+
+def read_both_ways(llm: Any) -> list[Any]:
+    """The same for good; the layers that changed."""
+    layers = [layer for layer in llm.modules() if getattr(layer, "is_causal", False) is True]
+    llm.config.is_decoder = False
+    for layer in layers:
+        layer.is_causal = False
+    return layers
 
 
 def logits(llm: Any, hidden_NE: Tensor) -> Tensor:

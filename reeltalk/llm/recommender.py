@@ -12,10 +12,9 @@ Shape suffixes: B prompts, T tokens, E width of the LLM, D width of a preference
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from reeltalk.artifacts import write_json
 from reeltalk.data.ragged import Ints
 from reeltalk.errors import ArtifactError
-from reeltalk.llm.causal_lm import LLMSettings, add_lora, load_causal_lm, logits
+from reeltalk.llm.causal_lm import LLMSettings, add_lora, both_ways, load_causal_lm, logits
 from reeltalk.llm.prompts import Prompt, TokenBatch, end_token, pad_right
 from reeltalk.losses import widened
 
@@ -36,6 +35,7 @@ RECOMMENDER = "recommender.json"
 LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where peft itself looks for them
 PREFERENCE = "preference_adapter.safetensors"
 _PEFT = "base_model."  # what the keys begin with there
+Result = TypeVar("Result")
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
 _TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
 
@@ -53,6 +53,7 @@ class LLMRecommender(nn.Module):
         self.settings = settings
         self.weights = loaded.weights
         self.max_tokens = loaded.max_tokens
+        self.is_made_causal = loaded.is_made_causal
         self.tokenizer = loaded.tokenizer
         self.width: int = loaded.model.config.get_text_config().hidden_size
         self.lora: Any = add_lora(loaded.model, settings)
@@ -102,26 +103,62 @@ class LLMRecommender(nn.Module):
         losses = [checkpoint(self._surprise, *block, use_reentrant=False) for block in blocks]
         return torch.stack(losses).sum(), len(target_N)
 
-    def text_vectors(self, ids: Sequence[Ints], *, tokens_per_batch: int = 8_192) -> Tensor:
+    def read(
+        self, prompts: Sequence[Prompt], *, tokens_per_batch: int, with_targets: bool = True
+    ) -> tuple[Tensor, Tensor, int]:
+        """Eq 9 and 13 of any number of prompts: preferences [B, D], the loss in sum, the number of target tokens.
+
+        They go through the LLM in order of length, about `tokens_per_batch` tokens at a time. Of more than one such
+        batch nothing is kept but the results: the backward pass runs each again. So memory does not grow with the
+        prompts, and nothing depends on how they are divided.
+        """
+        lengths = [len(prompt.ids) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lengths.__getitem__)
+
+        def run(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            batch = TokenBatch.of([prompts[row] for row in rows], max_tokens=self.max_tokens).to(self.device)
+            hidden_BTE = self.hidden_states(batch.ids_BT, batch.mask_BT)
+            preference_BD = self.preferences(hidden_BTE, batch)
+            loss, count = self.target_loss(hidden_BTE, batch) if with_targets else (preference_BD.new_zeros(()), 0)
+            return preference_BD, loss, torch.tensor(count)
+
+        found = _in_batches(run, _batches(order, lengths, tokens_per_batch))
+        preference_BD, loss, count = (list(each) for each in zip(*found, strict=True))
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return F.embedding(back, torch.cat(preference_BD)), torch.stack(loss).sum(), int(torch.stack(count).sum())
+
+    def text_vectors(self, ids: Sequence[Sequence[int]], *, tokens_per_batch: int) -> Tensor:
         """LLM(x) of stage 1: the mean of the last hidden states over a text's tokens, [texts, E], with gradient.
 
-        Texts of the same tokens go through the LLM once, sorted by length, in batches of about `tokens_per_batch`
-        tokens. A text without tokens gives zeros. The ids are those of `text.encoder.tokenize`.
+        A model of the BERT family, causal where it reads prompts, reads texts both ways, as `load_encoder` has it.
+        Texts of the same tokens go through the LLM once, batched as in `read`. A text without tokens gives zeros. The
+        ids are those of `text.encoder.tokenize`.
         """
         distinct: dict[bytes, int] = {}
         row_U = [distinct.setdefault(np.asarray(text, np.int64).tobytes(), len(distinct)) for text in ids]
-        rows = [np.frombuffer(tokens, np.int64) for tokens in distinct]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        vectors = [torch.zeros(0, self.width, device=self.device)]
-        vectors += [self._means([rows[row] for row in batch]) for batch in _batches(order, rows, tokens_per_batch)]
+        texts = [np.frombuffer(tokens, np.int64) for tokens in distinct]
+        lengths = [len(text) for text in texts]
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+
+        def run(rows: list[int]) -> Tensor:
+            return self._means([texts[row] for row in rows])
+
+        vectors = _in_batches(run, _batches(order, lengths, tokens_per_batch))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
+        vectors = [torch.zeros(0, self.width, device=self.device), *vectors]
         return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
         padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
         ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
-        hidden_BTE = self.hidden_states(ids_BT, mask_BT)
+        if self.is_made_causal:
+            with self._autocast(), both_ways(self.llm):
+                hidden_BTE = self.llm.base_model(
+                    input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False
+                ).last_hidden_state
+        else:
+            hidden_BTE = self.hidden_states(ids_BT, mask_BT)
         return (widened(hidden_BTE) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
 
     @torch.no_grad()
@@ -189,33 +226,28 @@ class LLMRecommender(nn.Module):
             logits_NV = logits(self.llm, hidden_NE)
         return F.cross_entropy(widened(logits_NV), target_N, reduction="sum")
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        """LoRA of a bf16 model, whose weights are float32, multiplies in bf16 too."""
+    def _autocast(self) -> torch.autocast:
+        """LoRA of a bf16 model, whose weights are float32, multiplies in bf16 too; that of any other never does."""
         is_half = self.llm.get_input_embeddings().weight.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext()
-
-
-def write_encoder(folder: Path, out: Path, *, device: str = "auto") -> None:
-    """Write the aligned LLM of a saved recommender, LoRA merged into it, as a folder that `load_encoder` reads.
-
-    A model of the BERT family stays causal there. Raises as `LLMRecommender.load`.
-    """
-    recommender = LLMRecommender.load(folder, device=device)
-    recommender.lora.merge_and_unload().base_model.save_pretrained(out)
-    recommender.tokenizer.save_pretrained(out)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_half)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
 
 
-def _batches(order: Sequence[int], rows: Sequence[Ints], tokens_per_batch: int) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     """Rows in order of length, as many at a time as `tokens_per_batch` has room for."""
-    batch: list[int] = []
+    batches: list[list[int]] = []
     for row in order:
-        if batch and (len(batch) + 1) * len(rows[row]) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+        if not batches or (len(batches[-1]) + 1) * lengths[row] > tokens_per_batch:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def _in_batches(run: Callable[[list[int]], Result], batches: Sequence[list[int]]) -> list[Result]:
+    """The result of each batch; where there are several, each is run again in the backward pass."""
+    if len(batches) == 1 or not torch.is_grad_enabled():
+        return [run(batch) for batch in batches]
+    return [cast(Result, checkpoint(run, batch, use_reentrant=False)) for batch in batches]

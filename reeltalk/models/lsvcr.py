@@ -91,6 +91,33 @@ class LSVCR(Recommender):
         self.record_key = nn.Linear(dim, dim, bias=False)
         initialise(self)
 
+    @torch.no_grad()
+    def start_text_map(self, text_UE: Tensor) -> None:
+        """Start text map and adapter as a whitened PCA of some texts' vectors; what it does not need stays random.
+
+        Two units with opposite weights pass a component through the GELU: GELU(x) - GELU(-x) = x.
+        """
+        if not len(self.text_map):
+            return
+        first, last = self.text_map[0], self.text_map[-1]
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        is_mlp = first is not last
+        most = min(first.out_features // (2 if is_mlp else 1), last.out_features, self.settings.dim)
+        mean_E = text_UE.mean(0)
+        _, deviation, direction = torch.linalg.svd(text_UE - mean_E, full_matrices=False)
+        rank = min(most, int((deviation > deviation[0] * 1e-4).sum()))
+        whitened = direction[:rank] / (deviation[:rank, None] / max(len(text_UE) - 1, 1) ** 0.5)
+        for sign in (1, -1) if is_mlp else (1,):
+            rows = slice(0, rank) if sign == 1 else slice(rank, 2 * rank)
+            first.weight[rows] = sign * whitened
+            first.bias[rows] = -sign * whitened @ mean_E
+            if is_mlp:
+                last.weight[:rank, rows] = sign * torch.eye(rank)
+        if is_mlp:
+            last.weight[:rank, 2 * rank :] = 0
+        self.text_adapter.weight[:rank] = 0
+        self.text_adapter.weight[:rank, :rank] = torch.eye(rank)
+
     def item_vectors(self) -> Tensor:
         """Eq 17: ID embedding plus title embedding, as a unit vector."""
         return self._item_vectors(self._text(self.title_vectors_NE))

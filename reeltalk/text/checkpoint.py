@@ -29,7 +29,7 @@ class Checkpoint:
     """A model in eval mode with its tokenizer.
 
     `weights` is the digest of what it was loaded from, `missing` the parameters that were not there, `max_tokens` what
-    model and tokenizer have positions for.
+    model and tokenizer have positions for. `is_made_causal`: a model of the BERT family, which else reads both ways.
     """
 
     model: Any
@@ -39,6 +39,7 @@ class Checkpoint:
     missing: tuple[str, ...]
     max_tokens: int
     device: torch.device
+    is_made_causal: bool
 
 
 def load_checkpoint(
@@ -60,6 +61,7 @@ def load_checkpoint(
         with _without_load_report():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
             config = transformers.AutoConfig.from_pretrained(source, **how)
+            is_made_causal = as_causal_lm and getattr(config, "is_decoder", None) is False
             if as_causal_lm:
                 _set_up_decoder(config)
             model, loading = loader.from_pretrained(
@@ -79,6 +81,7 @@ def load_checkpoint(
         missing=tuple(sorted(loading["missing_keys"])),
         max_tokens=_positions(model, tokenizer),
         device=place,
+        is_made_causal=is_made_causal,
     )
 
 

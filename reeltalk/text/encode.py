@@ -51,27 +51,33 @@ class EncodeSettings(BaseModel):
     tokens_per_batch: int | None = Field(default=None, ge=1, description="default: what is fast on the device")
     device: str = Field(default="auto", description="auto: a GPU where there is one")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    is_mapped: bool = Field(default=True, description="of an aligned folder: vectors go through its text map")
 
 
-def encode(dataset: Dataset, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+def encode(
+    dataset: Dataset, *, out: Path, settings: EncodeSettings | None = None, encoder: Encoder | None = None
+) -> TextTable:
     """Encode the titles and comments of a dataset into the text folder `out`; only texts it does not hold yet.
 
-    Killed and run again, it goes on where it was. Raises ConfigError where the encoder cannot be loaded,
-    ArtifactError where `out` holds vectors of another encoder or other settings, or something else.
+    `encoder` is the one that the settings name unless given. Killed and run again, it goes on where it was. Raises
+    ConfigError where the encoder cannot be loaded, ArtifactError where `out` holds vectors of another encoder or other
+    settings, or something else.
     """
     settings = settings or EncodeSettings()
     columns = [
         pl.scan_parquet(dataset.path / f"{name}.parquet").select(pl.col(_TEXTS[name]).alias("text"))
         for name in settings.texts
     ]
-    return encode_texts(pl.concat(columns).unique().collect()["text"], out=out, settings=settings)
+    return encode_texts(pl.concat(columns).unique().collect()["text"], out=out, settings=settings, encoder=encoder)
 
 
-def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+def encode_texts(
+    texts: pl.Series, *, out: Path, settings: EncodeSettings | None = None, encoder: Encoder | None = None
+) -> TextTable:
     """The same for any texts. Null and white space get no row."""
     settings = settings or EncodeSettings()
     keep_freed_memory()
-    encoder = load_encoder(
+    encoder = encoder or load_encoder(
         settings.encoder,
         max_tokens=settings.max_tokens,
         tokens_per_batch=settings.tokens_per_batch,
@@ -83,7 +89,7 @@ def encode_texts(texts: pl.Series, *, out: Path, settings: EncodeSettings | None
     config = _identity(encoder, settings)
     finished = (out / MANIFEST).is_file()
     if finished:
-        _require_same_encoding(out, config)
+        require_same_encoding(out, config)
     else:
         resumable_folder(out, kind=KIND, config=config, parents={})
     try:
@@ -112,10 +118,11 @@ def _identity(encoder: Encoder, settings: EncodeSettings) -> dict[str, Any]:
         "max_tokens": encoder.max_tokens,
         "prefix": settings.prefix,
         "precision": encoder.precision,
-    }
+    } | ({} if encoder.text_map is None else {"is_mapped": True})
 
 
-def _require_same_encoding(out: Path, config: Mapping[str, Any]) -> None:
+def require_same_encoding(out: Path, config: Mapping[str, Any]) -> None:
+    """Raise ArtifactError, naming what differs, where the finished folder holds other vectors of the same texts."""
     held = read_manifest(out, KIND).config
     changed = [
         f"{key}: {held.get(key)!r} there, {value!r} now" for key, value in config.items() if held.get(key) != value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Encoder:
     max_tokens: int
     width: int
     tokens_per_batch: int
+    text_map: nn.Module | None = None  # what vectors go through at the end
 
     @property
     def precision(self) -> str:
@@ -66,7 +67,8 @@ class Encoder:
                 input_ids=torch.from_numpy(ids_BT).to(device),
                 attention_mask=None if mask_BT.all() else torch.from_numpy(mask_BT).to(device).long(),
             ).last_hidden_state
-            return pool(hidden_BTE, torch.from_numpy(lengths[batch]).to(device), pooling=pooling)
+            vectors_BE = pool(hidden_BTE, torch.from_numpy(lengths[batch]).to(device), pooling=pooling)
+            return vectors_BE if self.text_map is None else cast(Tensor, self.text_map(vectors_BE))
 
         vectors = torch.zeros(len(ids), self.width, device=device)
         batches = list(self._batches(order, lengths))
@@ -141,16 +143,38 @@ def load_encoder(
     model = checkpoint.model
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    model = model.requires_grad_(False)
-    on_cpu = checkpoint.device.type == "cpu"
-    return Encoder(
-        model=model,
-        tokenizer=checkpoint.tokenizer,
+    return encoder_of(
+        model.requires_grad_(False),
+        checkpoint.tokenizer,
         name=checkpoint.name,
         weights=checkpoint.weights,
         max_tokens=min(max_tokens, checkpoint.max_tokens),
-        width=_width(model, checkpoint.device),
-        tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU),
+        tokens_per_batch=tokens_per_batch,
+    )
+
+
+def encoder_of(
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    weights: str,
+    max_tokens: int,
+    tokens_per_batch: int | None = None,
+    text_map: nn.Module | None = None,
+) -> Encoder:
+    """An encoder of a frozen model that is there already; its vectors go through `text_map` where there is one."""
+    device = next(model.parameters()).device
+    text_map = None if text_map is None else text_map.to(device)
+    return Encoder(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        weights=weights,
+        max_tokens=max_tokens,
+        width=_width(model, text_map, device),
+        tokens_per_batch=tokens_per_batch or (_TOKENS_ON_CPU if device.type == "cpu" else _TOKENS_ON_GPU),
+        text_map=text_map,
     )
 
 
@@ -172,5 +196,6 @@ def _stepped(length: int, limit: int) -> int:
 
 
 @torch.inference_mode()
-def _width(model: nn.Module, device: torch.device) -> int:
-    return int(model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device)).last_hidden_state.shape[-1])
+def _width(model: nn.Module, text_map: nn.Module | None, device: torch.device) -> int:
+    hidden_11E = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device)).last_hidden_state.float()
+    return int((hidden_11E if text_map is None else text_map(hidden_11E)).shape[-1])

@@ -16,21 +16,29 @@ from reeltalk.memory import keep_freed_memory
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.settings import FinetuneSettings
+from reeltalk.training.start import start_from, start_settings
 from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
 from reeltalk.training.trainer import CHECKPOINTS, fit
 
 
-def finetune(dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, out: Path) -> System:
+def finetune(
+    dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, out: Path, aligned: Path | None = None
+) -> System:
     """Train a model for one task and write its folder; run again after an interruption, it goes on where it was.
 
-    The weights kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds
-    something else or a run with other settings, ConfigError where the model reads text and there is none, DataError
-    where the dataset has nothing to learn the task from.
+    `aligned`, a folder that `reeltalk align` wrote, is what it starts from; `text` was then encoded by it. The weights
+    kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds something else or
+    a run with other settings, or text or start do not belong together, ConfigError where the model reads text and there
+    is none, DataError where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
     train = settings.train
     parents = {"dataset": dataset.manifest.digest} | ({"text": text.encoding} if text is not None else {})
+    if aligned is not None:
+        settings = start_settings(settings, aligned, text)
     system = System.new(dataset, text=text, settings=settings)
+    if aligned is not None:
+        parents["aligned"] = start_from(system, aligned)
     windows = system.training_windows()
     module = FinetuneModule(system, windows)
     config = settings.model_dump(mode="json")

@@ -60,6 +60,12 @@ class System(nn.Module):
         is_comment = settings.task == "comment"
         with_features = is_comment and settings.data.candidate_features
         histories = Histories.of(dataset)
+        if not settings.data.comments:
+            if is_comment:
+                raise ConfigError(
+                    "data.comments=false leaves the comment task without targets; it is for the item task"
+                )
+            histories = histories.without_comments()
         known = np.zeros(dataset.num_items + 1, np.bool_)
         known[histories.item[histories.item_split == Split.TRAIN]] = True
         recommender = build(

@@ -1,0 +1,95 @@
+"""What is made of an aligned folder: an encoder whose vectors fine-tuning reads, or the LLM recommender itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from reeltalk.artifacts import MANIFEST, Manifest, new_folder, read_manifest, write_manifest
+from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ConfigError
+from reeltalk.llm.align import LLM
+from reeltalk.llm.causal_lm import read_both_ways
+from reeltalk.llm.recommender import LLMRecommender
+from reeltalk.llm.settings import AlignSettings
+from reeltalk.models.lsvcr import text_map
+from reeltalk.text.encode import EncodeSettings, encode, require_same_encoding
+from reeltalk.text.encoder import Encoder, encoder_of
+from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
+from reeltalk.training.start import ALIGNED, CONFIG, SEQUENTIAL
+
+_ROWS_AT_ONCE = 65_536
+
+
+def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+    """Encode every text of the dataset with the aligned LLM and its text map (`is_mapped` off: without the map).
+
+    Where alignment left the encoder as it was (frozen, or no step with an LLM), the table that it started from is
+    mapped, and no LLM runs. Otherwise as `reeltalk encode`: killed and run again it goes on, new texts are added.
+    """
+    settings = settings or EncodeSettings()
+    manifest = read_manifest(aligned, ALIGNED)
+    if manifest.facts["trained_encoder"]:
+        return encode(dataset, out=out, settings=settings, encoder=aligned_encoder(aligned, settings))
+    if not settings.is_mapped:
+        raise ConfigError(
+            f"{aligned} left the encoder as it was: give fine-tuning the vectors it started from as --text"
+        )
+    return _mapped_table(TextTable.load(manifest.facts["text"]), aligned, manifest, out)
+
+
+def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:
+    """The aligned LLM as a frozen encoder, LoRA merged into it; raises as `LLMRecommender.load`."""
+    manifest = read_manifest(aligned, ALIGNED)
+    recommender = LLMRecommender.load(aligned / LLM, device=settings.device)
+    model = recommender.lora.merge_and_unload().base_model.requires_grad_(False)
+    if recommender.is_made_causal:
+        read_both_ways(model)
+    return encoder_of(
+        model,
+        recommender.tokenizer,
+        name=f"{recommender.settings.name}, aligned",
+        weights=manifest.digest,
+        max_tokens=min(settings.max_tokens, recommender.max_tokens),
+        tokens_per_batch=settings.tokens_per_batch,
+        text_map=_text_map(aligned, manifest, recommender.width) if settings.is_mapped else None,
+    )
+
+
+def is_aligned(folder: str | Path) -> bool:
+    """Whether there is an aligned folder under this name; raises ArtifactError where it is unfinished."""
+    return (Path(folder) / CONFIG).is_file() and read_manifest(Path(folder), ALIGNED).kind == ALIGNED
+
+
+def _text_map(aligned: Path, manifest: Manifest, width: int) -> nn.Module:
+    settings = AlignSettings.model_validate(manifest.config)
+    found = text_map(settings.model, width)
+    prefix = "text_map."
+    weights = load_file(aligned / SEQUENTIAL)
+    found.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return found.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+def _mapped_table(table: TextTable, aligned: Path, manifest: Manifest, out: Path) -> TextTable:
+    mapped = _text_map(aligned, manifest, table.width)
+    width = mapped(torch.zeros(1, table.width)).shape[1]
+    config = table.manifest.config | {"weights": manifest.digest, "width": width, "is_mapped": True}
+    if (out / MANIFEST).is_file():
+        require_same_encoding(out, config)
+    with new_folder(out, overwrite=True) as partial:
+        shape = (len(table.vectors), width)
+        vectors = np.lib.format.open_memmap(partial / VECTORS, "w+", np.float16, shape)
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            vectors[rows] = mapped(torch.from_numpy(table.vectors[rows].astype(np.float32))).numpy()
+        vectors.flush()
+        shutil.copyfile(table.path / KEYS, partial / KEYS)
+        facts = table.manifest.facts | {"seconds": 0.0}
+        write_manifest(partial, kind=KIND, config=config, parents={}, facts=facts)
+    return TextTable.load(out)
