@@ -78,10 +78,11 @@ def comment_objective(
 def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tensor, supplemental_TD: Tensor) -> Terms:
     """Eq 10, 12 and 14 for this process's instances, against those of all processes: terms ssc, vcc, sr.
 
-    text_UE: as `LSVCR.alignment_step` takes it. supplemental_TD: s~ (eq 9) mapped to D. Every process must hold equally
-    many instances. No negatives of each other are, in eq 14, instances with the same target text; in eq 10, these (eq
-    14 pulls their preferences to one point) and those of the same user, whose histories overlap. Eq 12 counts where
-    neither history is empty: elsewhere there are no two preferences to tell apart.
+    A fourth, teacher, is no loss and has no gradient: eq 14 of s~, which tells how well the LLM alone would find the
+    target. text_UE: as `LSVCR.alignment_step` takes it. supplemental_TD: s~ (eq 9) mapped to D. Every process must hold
+    equally many instances. No negatives of each other are, in eq 14, instances with the same target text; in eq 10,
+    these (eq 14 pulls their preferences to one point) and those of the same user, whose histories overlap. Eq 12 counts
+    where neither history is empty: elsewhere there are no two preferences to tell apart.
     """
     step = recommender.alignment_step(batch, text_UE)
     shared = [widened(vectors_TD) for vectors_TD in (step.preference_TD, supplemental_TD, step.target_TD)]
@@ -116,6 +117,12 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
         ),
         "sr": (
             info_nce(step.preference_TD, target_CD, positive_T, is_same_target_TC, temperature=temperature),
+            count,
+        ),
+        "teacher": (
+            info_nce(
+                supplemental_TD.detach(), target_CD.detach(), positive_T, is_same_target_TC, temperature=temperature
+            ),
             count,
         ),
     }

@@ -7,6 +7,7 @@ import json
 import warnings
 from math import exp, log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from torch import Tensor
 from reeltalk.data.instances import Entry
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm import recommender as module
+from reeltalk.llm.attention import attention
 from reeltalk.llm.causal_lm import LLMSettings, logits
 from reeltalk.llm.prompts import Prompt, PromptSettings, PromptWriter, TokenBatch
-from reeltalk.llm.recommender import LLMRecommender, write_encoder
+from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.precision import matmul_dtype
 from reeltalk.text.encoder import load_encoder, tokenize
 
@@ -244,6 +246,43 @@ def test_eq_13_against_a_loop_over_tokens(kind: str, folders: dict[str, Path], m
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_does_not_depend_on_how_prompts_are_divided(kind: str, folders: dict[str, Path]) -> None:
+    """Neither results nor gradients; of a divided reading only the results are kept for the backward pass."""
+    recommender = load(folders[kind], lora_dropout=0).double().train()
+    rows, found = prompts(recommender), []
+    for tokens_per_batch in (1, 90, 8_192):
+        recommender.zero_grad()
+        preference_BD, loss, count = recommender.read(rows, tokens_per_batch=tokens_per_batch)
+        (loss / count + preference_BD.square().sum()).backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad.clone() for p in recommender.parameters() if p.grad is not None]
+        found.append([preference_BD.detach(), loss.detach(), torch.tensor(count), *gradients])
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-8, atol=1e-10)
+    batch = batch_of(rows)
+    hidden_BTE = recommender.hidden_states(batch.ids_BT, batch.mask_BT)
+    torch.testing.assert_close(found[0][0], recommender.preferences(hidden_BTE, batch).detach())
+    assert found[0][1].item() == pytest.approx(recommender.target_loss(hidden_BTE, batch)[0].item())
+    without, loss, count = recommender.read(rows, tokens_per_batch=90, with_targets=False)
+    assert torch.equal(without, found[1][0]) and (loss.item(), count) == (0, 0)
+
+
+def test_attention_as_products_is_the_fused_attention() -> None:
+    """With and without a mask, in both directions, with fewer heads of keys, padding rows included."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 6, 4, dtype=torch.float64) for heads in (4, 2, 2))
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])[:, None, None]
+    for is_causal in (True, False):
+        for attention_mask in (None, mask, (mask & torch.ones(6, 6, dtype=torch.bool).tril())):
+            layer = SimpleNamespace(is_causal=is_causal, num_key_value_groups=2, training=True)
+            given = query.clone().requires_grad_(), key.clone().requires_grad_(), value.clone().requires_grad_()
+            ours, _ = attention(layer, *given, attention_mask)
+            with torch.no_grad():
+                theirs, _ = attention(layer, query, key, value, attention_mask)
+            torch.testing.assert_close(ours.detach(), theirs)
+            assert all(g.isfinite().all() for g in torch.autograd.grad(ours.sum(), given))
+
+
 def test_a_batch_without_targets_has_no_loss(folders: dict[str, Path]) -> None:
     recommender = load(folders["qwen3"])
     batch = batch_of(prompts(recommender, with_target=False))
@@ -254,19 +293,27 @@ def test_a_batch_without_targets_has_no_loss(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_vectors_are_means_over_tokens_and_each_text_runs_once(kind: str, folders: dict[str, Path]) -> None:
-    recommender = load(folders[kind]).double()
+    """LLM(x) of stage 1 is what an encoder of the same checkpoint gives, which of the BERT family reads both ways."""
+    recommender = load(folders[kind], trained=False).double()
+    encoder = load_encoder(str(folders[kind]), max_tokens=12, precision="float32", device="cpu")
     ids = [np.array(row, np.int64) for row in tokenize(recommender.tokenizer, TEXTS, max_tokens=12)]
-    expected = [alone(recommender, row)[0].mean(0) for row in ids]
+    encoder.model.double()
+    with torch.no_grad():
+        expected = [
+            encoder.model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0].mean(0).numpy() for row in ids
+        ]
     tokens: list[int] = []
     recommender.llm.base_model.register_forward_hook(
         lambda layer, given, kwargs, result: tokens.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
     for tokens_per_batch in (1, 24, 8_192):
         tokens.clear()
+        with torch.no_grad():
+            recommender.text_vectors(ids, tokens_per_batch=tokens_per_batch)
+        assert sum(tokens) == len(set(TEXTS))
         vectors = recommender.text_vectors([*ids, np.array([], np.int64)], tokens_per_batch=tokens_per_batch)
         np.testing.assert_allclose(vectors.detach().numpy()[:-1], expected, atol=1e-10)
-        assert not vectors[-1].any() and sum(tokens) == len(set(TEXTS)) + 1
-        assert vectors.requires_grad
+        assert not vectors[-1].any() and vectors.requires_grad
     assert recommender.text_vectors([], tokens_per_batch=64).shape == (0, WIDTH)
 
 
@@ -278,7 +325,7 @@ def step_loss(recommender: LLMRecommender) -> Tensor:
     hidden_BTE = recommender.hidden_states(batch.ids_BT, batch.mask_BT)
     loss, count = recommender.target_loss(hidden_BTE, batch)
     ids = [np.array(row, np.int64) for row in tokenize(recommender.tokenizer, TEXTS, max_tokens=12)]
-    vectors = recommender.text_vectors(ids)
+    vectors = recommender.text_vectors(ids, tokens_per_batch=8_192)
     return loss / count + recommender.preferences(hidden_BTE, batch).square().sum() + vectors.square().mean()
 
 
@@ -368,27 +415,6 @@ def test_saved_and_loaded_it_gives_the_same_numbers(kind: str, folders: dict[str
     with torch.no_grad():
         hidden = theirs(input_ids=torch.from_numpy(row)[None], output_hidden_states=True).hidden_states[-1][0]
     np.testing.assert_allclose(hidden.numpy(), alone(recommender, row)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_aligned_llm_is_a_text_encoder(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    recommender = load(folders[kind])
-    recommender.save(tmp_path / "llm")
-    write_encoder(tmp_path / "llm", tmp_path / "encoder", device="cpu")
-    encoder = load_encoder(str(tmp_path / "encoder"), max_tokens=12, precision="float32", device="cpu")
-    ids = encoder.tokenize(TEXTS)
-    assert ids == tokenize(recommender.tokenizer, TEXTS, max_tokens=12)
-    expected = recommender.text_vectors([np.array(row, np.int64) for row in ids]).detach()
-    torch.testing.assert_close(encoder.encode(ids, pooling="mean"), expected, atol=1e-5, rtol=0)
-
-    # W + alpha / r * B A, element by element
-    name = next(name for name, _ in recommender.llm.base_model.named_modules() if name.endswith("base_layer"))
-    layer = recommender.llm.base_model.get_submodule(name.removesuffix(".base_layer"))
-    a, b = (getattr(layer, f"lora_{part}")["default"].weight.detach().double().numpy() for part in "AB")
-    merged = load_file(tmp_path / "encoder" / "model.safetensors")[name.removesuffix("base_layer") + "weight"]
-    for i, j in [(0, 0), (3, 7), (15, 15)]:
-        delta = 32 / 8 * sum(b[i, k] * a[k, j] for k in range(8))
-        assert merged[i, j].item() == pytest.approx(layer.weight[i, j].item() + delta, abs=1e-5)
 
 
 def test_folders_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

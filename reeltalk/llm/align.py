@@ -75,6 +75,12 @@ class InstanceBatches:
         self.steps_done = 0  # the module counts, checkpoints keep it
         self.rank, self.num_ranks = 0, 1
 
+    def state_dict(self) -> dict[str, int]:
+        return {"steps_done": self.steps_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.steps_done = state["steps_done"]
+
     def __len__(self) -> int:
         return self.settings.train.warm_steps + self.settings.train.steps
 
@@ -191,15 +197,17 @@ class AlignModule(StageModule):
     def training_step(self, example: AlignExample, batch_idx: int) -> Tensor:
         self.batches.steps_done += 1
         self.seed_step(self.batches.steps_done)
-        losses = {name: self.mean(total, count) for name, (total, count) in self._terms(example).items()}
+        losses = {name: self.mean(total, count) for name, (total, count) in self.terms(example).items()}
         used = {name: value for name, value in losses.items() if self.weights.get(name)}
         loss = torch.stack([self.weights[name] * value for name, value in used.items()]).sum()
         self.log_losses(loss, losses)
+        self._count(example)
         for name, value in losses.items():
             self.recent[name] = [*self.recent.get(name, []), float(value.detach())][-_MEAN_LOSSES_OVER:]
         return loss
 
-    def _terms(self, example: AlignExample) -> Terms:
+    def terms(self, example: AlignExample) -> Terms:
+        """The losses of a step, each a sum and a count; those of weight 0 are left out."""
         batch = example.batch
         if not example.prompts and not example.text_ids:
             text_UE = cast(Tensor, example.text_UE)
@@ -227,6 +235,8 @@ class AlignModule(StageModule):
     def on_train_batch_end(self, outputs: Any, example: AlignExample, batch_idx: int) -> None:
         is_warm = self.batches.steps_done <= self.settings.warm_steps
         self.counts["warm_seconds" if is_warm else "seconds"] += time.perf_counter() - self._began
+
+    def _count(self, example: AlignExample) -> None:
         self.counts["prompts"] += len(example.prompts)
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in example.prompts)
         self.counts["dropped_events"] += sum(prompt.dropped_events for prompt in example.prompts)
@@ -240,12 +250,10 @@ class AlignModule(StageModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["progress"] = {"steps": self.batches.steps_done, "counts": self.counts, "recent": self.recent}
+        checkpoint["facts"] = {"counts": self.counts, "recent": self.recent}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["progress"]
-        self.batches.steps_done = progress["steps"]
-        self.counts, self.recent = progress["counts"], progress["recent"]
+        self.counts, self.recent = checkpoint["facts"]["counts"], checkpoint["facts"]["recent"]
 
 
 def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Path) -> None:
@@ -276,7 +284,22 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     llm = LLMRecommender(settings.llm, dim=settings.model.dim, device="auto") if train.steps else None
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
-    instances = Instances.of(
+    instances = instances_of(dataset, settings)
+    recommender.start_text_map(_sample(text, train.seed))
+    module = AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).train()
+    config, parents = settings.model_dump(mode="json"), {"dataset": dataset.manifest.digest, "text": text.encoding}
+    is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
+    save_settings(settings, out / CONFIG)
+    trainer = fit(module, out, train, is_resumed=is_resumed, log_every=10, max_steps=len(module.batches), max_epochs=-1)
+    if trainer.is_global_zero:
+        _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
+    trainer.strategy.barrier()
+
+
+def instances_of(dataset: Dataset, settings: AlignSettings) -> Instances:
+    """The stream of instances of these settings."""
+    data = settings.data
+    return Instances.of(
         dataset,
         length=data.history_length,
         num_positions=data.num_positions,
@@ -285,17 +308,8 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
         entry_probability=data.entry_probability,
         with_comments=data.comments,
         any_comments=data.hot_comments == "random",
-        seed=train.seed,
+        seed=settings.train.seed,
     )
-    recommender.start_text_map(_sample(text, train.seed))
-    module = AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm))
-    config, parents = settings.model_dump(mode="json"), {"dataset": dataset.manifest.digest, "text": text.encoding}
-    is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
-    save_settings(settings, out / CONFIG)
-    trainer = fit(module, out, train, is_resumed=is_resumed, log_every=10, max_steps=len(module.batches), max_epochs=-1)
-    if trainer.is_global_zero:
-        _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
-    trainer.strategy.barrier()
 
 
 def _finish(

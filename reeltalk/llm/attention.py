@@ -30,7 +30,6 @@ def attention(
     key_BGSK: Tensor,
     value_BGSK: Tensor,
     attention_mask: Tensor | None,
-    *,
     scaling: float | None = None,
     is_causal: bool | None = None,
     **options: Any,

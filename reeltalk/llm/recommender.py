@@ -127,7 +127,7 @@ class LLMRecommender(nn.Module):
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         return F.embedding(back, torch.cat(preference_BD)), torch.stack(loss).sum(), int(torch.stack(count).sum())
 
-    def text_vectors(self, ids: Sequence[Sequence[int]], *, tokens_per_batch: int) -> Tensor:
+    def text_vectors(self, ids: Sequence[Sequence[int] | Ints], *, tokens_per_batch: int) -> Tensor:
         """LLM(x) of stage 1: the mean of the last hidden states over a text's tokens, [texts, E], with gradient.
 
         A model of the BERT family, causal where it reads prompts, reads texts both ways, as `load_encoder` has it.

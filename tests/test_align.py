@@ -1,0 +1,355 @@
+"""Stage 1 as a step: from a folder of an LLM to a fine-tuned model, divided, interrupted, and over two processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_llms import KINDS, save_llm
+
+from reeltalk.artifacts import read_manifest
+from reeltalk.config import load_settings, save_settings
+from reeltalk.data.dataset import Dataset, Task
+from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.llm import align as stage
+from reeltalk.llm.align import LLM, AlignModule, InstanceBatches, align
+from reeltalk.llm.aligned import aligned_encoder, encode_aligned, is_aligned
+from reeltalk.llm.recommender import LLMRecommender
+from reeltalk.llm.settings import AlignSettings
+from reeltalk.models import build
+from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.text.encode import EncodeSettings, encode
+from reeltalk.text.table import TextTable
+from reeltalk.training.finetune import finetune
+from reeltalk.training.settings import finetune_settings
+from reeltalk.training.start import ALIGNED, SEQUENTIAL, start_settings
+
+SMALL_MODEL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16, "dropout": 0.1, "use_item_ids": False}
+
+
+def small_settings(folder: Path, **sections: Any) -> AlignSettings:
+    values: dict[str, Any] = {
+        "llm": {"name": str(folder), "precision": "float32"},
+        "prompt": {"max_text_tokens": 6},
+        "model": SMALL_MODEL,
+        "data": {"history_length": 5, "num_positions": 12},
+        "train": {
+            "steps": 2,
+            "batch_size": 6,
+            "warm_steps": 2,
+            "warm_batch_size": 8,
+            "max_text_tokens": 6,
+            "precision": "float32",
+            "accelerator": "cpu",
+        },
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return AlignSettings.model_validate(values)
+
+
+def encoded(dataset: Dataset, llm: Path, out: Path) -> TextTable:
+    return encode(dataset, out=out, settings=EncodeSettings(encoder=str(llm), precision="float32", max_tokens=6))
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("llms")
+    return {kind: save_llm(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def tables(
+    toy_dataset: Dataset, llms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, TextTable]:
+    root = tmp_path_factory.mktemp("texts")
+    return {kind: encoded(toy_dataset, folder, root / kind) for kind, folder in llms.items()}
+
+
+# the whole chain ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_an_llm_in_a_folder_to_a_finetuned_model(
+    kind: str, toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    out = tmp_path / "aligned"
+    align(toy_dataset, text=tables[kind], settings=small_settings(llms[kind]), out=out)
+    facts = read_manifest(out, ALIGNED).facts
+    assert set(facts["losses"]) == {"lm", "sr", "ssc", "vcc", "teacher"}
+    assert facts["prompts"] == 12 and facts["prompt_tokens"] > 12 * 20 and facts["text_tokens"] > 0
+    assert is_aligned(out) and not is_aligned(llms[kind])
+    assert not (out / "checkpoints").exists()
+
+    settings = EncodeSettings(max_tokens=6)
+    text = encode_aligned(toy_dataset, out, out=tmp_path / "text", settings=settings)
+    assert text.width == SMALL_MODEL["text_dim"]
+    # every vector is LLM(x) of the aligned LLM through the aligned text map
+    recommender = LLMRecommender.load(out / LLM, device="cpu")
+    raw = encode_aligned(
+        toy_dataset, out, out=tmp_path / "raw", settings=settings.model_copy(update={"is_mapped": False})
+    )
+    texts = toy_dataset.comments["text"].unique(maintain_order=True)[:20]
+    ids = aligned_encoder(out, settings).tokenize(texts.to_list())
+    with torch.no_grad():
+        expected = recommender.text_vectors(ids, tokens_per_batch=64)
+    np.testing.assert_allclose(raw.vectors[raw.rows(texts)], expected.numpy(), atol=4e-3)
+    assert not np.allclose(raw.vectors[raw.rows(texts)], tables[kind].vectors[tables[kind].rows(texts)], atol=1e-4)
+    weights = load_file(out / SEQUENTIAL)
+    hidden = torch.nn.functional.gelu(expected @ weights["text_map.0.weight"].T + weights["text_map.0.bias"])
+    mapped = hidden @ weights["text_map.2.weight"].T + weights["text_map.2.bias"]
+    np.testing.assert_allclose(text.vectors[text.rows(texts)], mapped.numpy(), atol=2e-2)
+
+    tasks: tuple[Task, ...] = ("item", "comment")
+    for task in tasks:
+        for table, name in ((text, "none"), (raw, "mlp")):
+            chosen = finetune_settings("lsvcr", task).model_validate(
+                {"data": {"history_length": 20}, "train": {"max_epochs": 1, "batch_size": 8, "accelerator": "cpu"}}
+            )
+            model = tmp_path / f"{task}-{name}"
+            system = finetune(toy_dataset, text=table, settings=chosen, out=model, aligned=out)
+            assert isinstance(system.settings.model, LSVCRSettings)
+            assert (system.settings.model.text_map, system.settings.model.dim) == (name, 16)
+            assert read_manifest(model, "model").parents["aligned"] == read_manifest(out, ALIGNED).digest
+
+
+def test_the_first_step_of_finetuning_starts_at_the_aligned_weights(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    """Learning at a rate of next to nothing, the weights are the aligned ones; a longer position table adds rows."""
+    out = tmp_path / "aligned"
+    settings = small_settings(llms["qwen3"], train={"steps": 0})
+    align(toy_dataset, text=tables["qwen3"], settings=settings, out=out)
+    assert not (out / LLM).exists(), "no step with an LLM, no LLM"
+    chosen = finetune_settings("lsvcr", "item").model_validate(
+        {
+            "data": {"history_length": 20},
+            "train": {"max_epochs": 1, "learning_rate": 1e-9, "accelerator": "cpu", "precision": "float32"},
+        }
+    )
+    system = finetune(toy_dataset, text=tables["qwen3"], settings=chosen, out=tmp_path / "m", aligned=out)
+    found = system.recommender.state_dict()
+    for name, value in load_file(out / SEQUENTIAL).items():
+        torch.testing.assert_close(found[name][: len(value)] if value.dim() else found[name], value, atol=1e-6, rtol=0)
+    assert len(found["positions.0.weight"]) == 20 and found["positions.0.weight"][12:].any()
+
+    # the table goes through the text map as it stands, without an LLM
+    mapped = encode_aligned(toy_dataset, out, out=tmp_path / "mapped")
+    keys = np.load(tables["qwen3"].path / "keys.npy")
+    assert np.array_equal(np.load(mapped.path / "keys.npy")[: len(keys)], keys)
+    assert start_settings(chosen, out, mapped).model.text_map == "none"  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="give fine-tuning the vectors it started from"):
+        encode_aligned(toy_dataset, out, out=tmp_path / "raw", settings=EncodeSettings(is_mapped=False))
+
+
+def test_variants_leave_out_what_they_say(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    def losses(**sections: Any) -> dict[str, float]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        align(toy_dataset, text=tables["bert"], settings=small_settings(llms["bert"], **sections), out=folder)
+        found: dict[str, float] = read_manifest(folder, ALIGNED).facts["losses"]
+        return found
+
+    everything = {"lm", "sr", "ssc", "vcc", "teacher"}
+    for name in ("lm", "ssc", "vcc"):
+        assert set(losses(loss={name: 0})) == everything - {name}
+    assert set(losses(loss={"lm": 0, "ssc": 0, "vcc": 0})) == {"sr", "teacher"}
+    assert set(losses(encoder="frozen")) == everything
+    assert losses(data={"comments": False})["vcc"] == 0, "there is no second history to tell apart"
+    frozen = read_manifest(tmp_path / "4", ALIGNED).facts
+    assert not frozen["trained_encoder"] and frozen["text_tokens"] == 0
+
+
+def test_it_learns(toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path) -> None:
+    """All losses fall well below where they start, and s~ alone finds the target better than chance."""
+    rates = {"learning_rate": 0.01, "sequential_learning_rate": 0.005, "head_learning_rate": 0.01}
+    train = {"steps": 150, "batch_size": 16, "warm_steps": 0, "checkpoint_seconds": 1000} | rates
+    settings = small_settings(llms["qwen3"], llm={"lora_dropout": 0}, model=SMALL_MODEL | {"dropout": 0}, train=train)
+    align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "a")
+    log = pl.read_csv(next((tmp_path / "a" / "logs").glob("*/metrics.csv")))
+    for name in ("lm", "sr", "ssc"):
+        values = log[f"loss/{name}"].drop_nulls()
+        assert values[-3:].mean() < 0.8 * values[0], (name, values.to_list())
+
+
+# what must not matter -------------------------------------------------------------------------------------------------
+
+
+def module_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> AlignModule:
+    recommender = build("lsvcr", "item", settings.model, titles=torch.zeros(1, text.width), history_length=12, seed=0)
+    assert isinstance(recommender, LSVCR)
+    torch.manual_seed(0)
+    llm = LLMRecommender(settings.llm, dim=settings.model.dim, device="cpu")
+    instances = stage.instances_of(dataset, settings)
+    return AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).double()
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_step_does_not_depend_on_how_it_goes_through_the_llm(
+    kind: str, toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable]
+) -> None:
+    """1 x 16 = 16 x 1, for every loss and every gradient."""
+    found = []
+    for tokens in (1, 100, 100_000):
+        settings = small_settings(
+            llms[kind],
+            llm={"lora_dropout": 0},
+            model=SMALL_MODEL | {"dropout": 0},
+            train={"batch_size": 16, "warm_steps": 0, "tokens_per_batch": tokens},
+        )
+        module = module_of(toy_dataset, tables[kind], settings)
+        terms = module.terms(next(iter(module.batches)))
+        assert all(count > 0 for _, count in terms.values())
+        torch.stack([total / count for total, count in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        assert any("lora" in name for name in gradients) and any("text_map" in name for name in gradients)
+        found.append((terms, gradients))
+    for terms, gradients in found[1:]:
+        torch.testing.assert_close(terms, found[0][0], rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(gradients, found[0][1], rtol=1e-7, atol=1e-9)
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    train = {"steps": 40, "warm_steps": 5, "checkpoint_seconds": 0.1}
+    settings = small_settings(llms["qwen3"], train=train)
+    save_settings(settings, tmp_path / "config.yaml")
+    align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "unbroken")
+    command = [sys.executable, "-m", "reeltalk", "align", str(toy_dataset.path), "--text", str(tables["qwen3"].path)]
+    command += ["--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if checkpoint.exists() and steps_of(checkpoint) > 8:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 8 < steps_of(checkpoint) < 45
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
+    with pytest.raises(ArtifactError, match="unfinished"):
+        is_aligned(tmp_path / "killed")
+    assert load_settings(AlignSettings, file=tmp_path / "config.yaml") == settings
+    align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "killed")
+    for name in (SEQUENTIAL, f"{LLM}/adapter_model.safetensors", f"{LLM}/preference_adapter.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+    facts = [read_manifest(tmp_path / name, ALIGNED).facts for name in ("unbroken", "killed")]
+    for name in ("prompts", "prompt_tokens", "text_tokens", "losses"):
+        assert facts[0][name] == facts[1][name]
+
+
+def steps_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True)["global_step"])
+
+
+def test_two_processes_give_the_weights_of_one(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    model, llm = SMALL_MODEL | {"dropout": 0}, {"lora_dropout": 0}
+    for devices in (1, 2):
+        settings = small_settings(llms["qwen3"], model=model, llm=llm, train={"devices": devices})
+        save_settings(settings, tmp_path / f"{devices}.yaml")
+        command = [sys.executable, "-m", "reeltalk", "align", str(toy_dataset.path)]
+        command += ["--text", str(tables["qwen3"].path), "--config", str(tmp_path / f"{devices}.yaml")]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / str(devices))],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+    for name in (SEQUENTIAL, f"{LLM}/adapter_model.safetensors", f"{LLM}/preference_adapter.safetensors"):
+        one, two = (load_file(tmp_path / devices / name) for devices in ("1", "2"))
+        # Adam's first steps are signs of gradients: a gradient that is nothing but rounding may turn
+        apart = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
+        assert apart.quantile(0.99) < 1e-5, name
+
+
+# errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_belong_together_is_refused(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"holds vectors of encoder 'llama'.*--encoder .*qwen3"):
+        align(toy_dataset, text=tables["llama"], settings=small_settings(llms["qwen3"]), out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="do not divide by 5"):
+        align(
+            toy_dataset,
+            text=tables["qwen3"],
+            settings=small_settings(llms["qwen3"], train={"devices": 5}),
+            out=tmp_path / "a",
+        )
+    with pytest.raises(ValueError, match="leave use_item_ids off"):
+        small_settings(llms["qwen3"], model=SMALL_MODEL | {"use_item_ids": True})
+    align(
+        toy_dataset,
+        text=tables["qwen3"],
+        settings=small_settings(llms["qwen3"], train={"steps": 0}),
+        out=tmp_path / "b",
+    )
+
+    def start(values: dict[str, Any], kind: str = "qwen3", name: str = "lsvcr") -> None:
+        settings = finetune_settings(name, "item").model_validate(values)
+        finetune(toy_dataset, text=tables[kind], settings=settings, out=tmp_path / "m", aligned=tmp_path / "b")
+
+    with pytest.raises(ArtifactError, match=r"llama was not encoded by .*--encoder"):
+        start({}, kind="llama")
+    with pytest.raises(ConfigError, match=r"model\.dim=32, but it starts from .* where it is 16"):
+        start({"model": {"dim": 32}})
+    with pytest.raises(ConfigError, match="'sasrec' has no aligned start"):
+        start({}, name="sasrec")
+    with pytest.raises(ConfigError, match=r"positions\.0\.weight of shape \[12, 16\].*raise data\.history_length"):
+        start({"data": {"history_length": 4}})
+    with pytest.raises(ArtifactError, match="holds a text, expected a"):
+        is_model = tables["qwen3"].path
+        finetune(
+            toy_dataset,
+            text=tables["qwen3"],
+            settings=finetune_settings("lsvcr", "item")(),  # type: ignore[call-arg]
+            out=tmp_path / "m",
+            aligned=is_model,
+        )
+
+
+# the text map's start -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "none"])
+def test_the_text_map_starts_as_a_whitened_pca(kind: str) -> None:
+    torch.manual_seed(0)
+    text_UE = torch.randn(500, 24) @ torch.randn(24, 24) + 3 * torch.randn(24)
+    settings = LSVCRSettings.model_validate(
+        {"dim": 8, "num_heads": 2, "text_dim": 12, "text_map": kind, "use_item_ids": False}
+    )
+    model = build("lsvcr", "item", settings, titles=torch.zeros(1, 24), history_length=5, seed=0)
+    assert isinstance(model, LSVCR)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.start_text_map(text_UE)
+    if kind == "none":
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        return
+    rank = {"mlp": 3, "linear": 8}[kind]  # 24 // 4 hidden units, two a component
+    with torch.no_grad():
+        found = model.text_adapter(model.text_map(text_UE))[:, :rank]
+    centred = text_UE - text_UE.mean(0)
+    _, deviation, direction = torch.linalg.svd(centred, full_matrices=False)
+    expected = centred @ direction[:rank].T / deviation[:rank] * 499**0.5
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(found.T.cov(), torch.eye(rank), atol=1e-2, rtol=0)
