@@ -1,9 +1,9 @@
 """The command line: one command a step, which reads folders and writes one."""
 
-from reeltalk.cli import lists, steps
+from reeltalk.cli import inspect, lists, steps
 from reeltalk.cli.app import app
 
-__all__ = ["app", "lists", "main", "steps"]
+__all__ = ["app", "inspect", "lists", "main", "steps"]
 
 
 def main() -> None:

@@ -6,15 +6,19 @@ counted from what happened strictly before the moment it is used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from reeltalk.artifacts import Manifest, read_manifest
+from reeltalk.data.ragged import Ints
+from reeltalk.errors import DataError
 
 Task = Literal["item", "comment"]
 
@@ -167,6 +171,17 @@ class Dataset:
     @property
     def num_comments(self) -> int:
         return int(self.manifest.facts["num_comments"])
+
+
+def ids_of(what: str, keys: Sequence[str], known: Mapping[str, int]) -> Ints:
+    """The ids of some keys; raises DataError where a key is unknown. `what` they are: user, item or comment."""
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; keys look like "
+            f"{next(iter(known))!r}"
+        )
+    return np.array([known[key] for key in keys], dtype=np.int64)
 
 
 def _ids_by_key(table: pl.DataFrame, what: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from reeltalk.data.dataset import Dataset
-from reeltalk.data.histories import offsets_by_id
+from reeltalk.data.histories import Happened, offsets_by_id
 from reeltalk.data.hot import TOP
 from reeltalk.data.ragged import Ints
 
@@ -25,14 +25,6 @@ class Sides(NamedTuple):
 
     sequential: list[int]
     supplemental: list[int]
-
-
-class Happened(NamedTuple):
-    """An entry as it happened: item_id, time (of a record, its start), comment ids."""
-
-    item: int
-    time: int
-    comments: list[int]
 
 
 Deal = Callable[[list[int], list[int], np.random.Generator], Sides]

@@ -8,7 +8,7 @@ fine.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -38,6 +38,14 @@ def rows_before(offsets: Ints, times: Ints, users: Ints, moments: Ints) -> Ints:
         low = np.where(open_ & is_before, middle + 1, low)
         high = np.where(open_ & ~is_before, middle, high)
     return low
+
+
+class Happened(NamedTuple):
+    """An entry as it happened: item_id, time (of a record, its start), comment ids."""
+
+    item: int
+    time: int
+    comments: list[int]
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,23 @@ class Histories:
     @property
     def num_users(self) -> int:
         return len(self.item_offsets) - 2
+
+    def item_entries(self, rows: range) -> list[Happened]:
+        """Item events with their hot comment."""
+        columns = (column[rows.start : rows.stop].tolist() for column in (self.item, self.time, self.hot_comment))
+        return [Happened(item, time, [hot] if hot else []) for item, time, hot in zip(*columns, strict=True)]
+
+    def record_entries(self, rows: range, *, record_comments: int) -> list[Happened]:
+        """Records with the last `record_comments` of their distinct comments."""
+        return [
+            Happened(int(self.record_item[row]), int(self.start[row]), self.comments_of(row)[-record_comments:])
+            for row in rows
+        ]
+
+    def comments_of(self, row: int) -> list[int]:
+        """The distinct comments of a record, in the order in which each came last."""
+        first, last = self.comment_offsets[row : row + 2]
+        return list(dict.fromkeys(self.comment[first:last][::-1].tolist()))[::-1]
 
 
 def _columns(frame: pl.DataFrame, *names: str) -> list[Ints]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.diversification import (
     Diversification,
-    Happened,
     HotComments,
     Sides,
     mixed_and_dealt,
@@ -120,11 +119,12 @@ class Instances:
         records: list[Sides] = []
         for index, at in enumerate(place.tolist()):
             rng = np.random.default_rng([self.seed, _INSTANCE, at])
-            never = set(self._record(int(targets.row[index]))) if targets.comment[index] else set[int]()
+            never = set(self.histories.comments_of(targets.row[index])) if targets.comment[index] else set[int]()
             rows = range(windows.begin[index], windows.end[index])
-            items += self.diversification(self._items(rows), two_of_the_hottest, never=never, rng=rng)
+            items += self.diversification(self.histories.item_entries(rows), two_of_the_hottest, never=never, rng=rng)
             rows = range(windows.other_begin[index], windows.other_end[index])
-            records += self.diversification(self._records(rows), mixed_and_dealt, never=never, rng=rng)
+            happened = self.histories.record_entries(rows, record_comments=self.record_comments)
+            records += self.diversification(happened, mixed_and_dealt, never=never, rng=rng)
         return told(
             targets,
             windows,
@@ -163,29 +163,6 @@ class Instances:
             items, records = (anchor, other) if task == "item" else (other, anchor)
             columns[:, is_chosen] = np.stack([found.user, *items, items[1], *records, found.request])
         return Windows(*columns)
-
-    def _items(self, rows: range) -> list[Happened]:
-        """Item events with their hot comment."""
-        histories = self.histories
-        columns = (
-            getattr(histories, name)[rows.start : rows.stop].tolist() for name in ("item", "time", "hot_comment")
-        )
-        return [Happened(item, time, [hot] if hot else []) for item, time, hot in zip(*columns, strict=True)]
-
-    def _records(self, rows: range) -> list[Happened]:
-        """Records with the comments that are used of them."""
-        histories = self.histories
-        return [
-            Happened(
-                int(histories.record_item[row]), int(histories.start[row]), self._record(row)[-self.record_comments :]
-            )
-            for row in rows
-        ]
-
-    def _record(self, row: int) -> list[int]:
-        """The distinct comments of a record, in the order in which each came last."""
-        first, last = self.histories.comment_offsets[row : row + 2]
-        return list(dict.fromkeys(self.histories.comment[first:last][::-1].tolist()))[::-1]
 
 
 @lru_cache(maxsize=2)

@@ -5,7 +5,7 @@ Paper: LSVCR section 4.2 (what an instruction says of a history) and 4.3.3 (targ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, pairwise
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.data.diversification import Sides
-from reeltalk.data.histories import Histories, Windows
+from reeltalk.data.histories import Happened, Histories, Windows
 from reeltalk.data.ragged import Ints, offsets_of, ranges
 
 NO_TEXT = ""
@@ -39,6 +39,12 @@ class Words:
 
     def has_text(self, comments: Ints) -> NDArray[np.bool_]:
         return (_gathered(self.comments, comments) != NO_TEXT).to_numpy()
+
+    def entries(self, history: Sequence[Happened]) -> list[Entry]:
+        """A history in words, without the comments that have none."""
+        title = _texts(self.titles, (entry.item for entry in history))
+        comment = _texts(self.comments, chain.from_iterable(entry.comments for entry in history))
+        return [_in_words(entry, title, comment) for entry in history]
 
 
 class Entry(NamedTuple):
@@ -120,7 +126,7 @@ def told(
 
     def entries(times: Ints, ids: list[int], sides: list[Sides], offsets: Ints) -> list[list[Entry]]:
         flat = [
-            Entry(time, title[item], [text for each in side.supplemental if (text := comment[each])])
+            _in_words(Happened(item, time, side.supplemental), title, comment)
             for time, item, side in zip(times.tolist(), ids, sides, strict=True)
         ]
         return [flat[first:last] for first, last in pairwise(offsets[1:])]
@@ -166,6 +172,10 @@ def told(
         target_key=np.array([_key(instance.target) for instance in instances], np.int64),
         texts=list(row.of),
     )
+
+
+def _in_words(entry: Happened, title: Mapping[int, str], comment: Mapping[int, str]) -> Entry:
+    return Entry(entry.time, title[entry.item], [text for each in entry.comments if (text := comment[each])])
 
 
 class _Numbered:

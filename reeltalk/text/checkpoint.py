@@ -53,25 +53,18 @@ def load_checkpoint(
     import transformers
 
     folder = _folder(name)
-    source = name if folder is None else str(folder)
     place = _device(device)
-    how = {"local_files_only": folder is not None, "trust_remote_code": trust_remote_code}
+    how = _how(name, folder, trust_remote_code=trust_remote_code)
     loader: Any = transformers.AutoModelForCausalLM if as_causal_lm else transformers.AutoModel
-    try:
-        with _without_load_report():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
-            config = transformers.AutoConfig.from_pretrained(source, **how)
-            is_made_causal = as_causal_lm and getattr(config, "is_decoder", None) is False
-            if as_causal_lm:
-                _set_up_decoder(config)
-            model, loading = loader.from_pretrained(
-                source, config=config, dtype=_dtype(precision, place), output_loading_info=True, **how
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"model {name!r} cannot be loaded: {error}\n"
-            f"give {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
-        ) from error
+    with _loading(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**how)
+        config = transformers.AutoConfig.from_pretrained(**how)
+        is_made_causal = as_causal_lm and getattr(config, "is_decoder", None) is False
+        if as_causal_lm:
+            _set_up_decoder(config)
+        model, loading = loader.from_pretrained(
+            config=config, dtype=_dtype(precision, place), output_loading_info=True, **how
+        )
     model.config.use_cache = False
     return Checkpoint(
         model=model.eval().to(place),
@@ -85,6 +78,24 @@ def load_checkpoint(
     )
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool) -> tuple[Any, int]:
+    """The tokenizer of a causal LM, and what the two have positions for; no weights are read.
+
+    The name is that of `load_checkpoint`, and so is what is raised.
+    """
+    import transformers
+
+    how = _how(name, _folder(name), trust_remote_code=trust_remote_code)
+    without_weights: Any = transformers.AutoModelForCausalLM.from_config
+    with _loading(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**how)
+        config = transformers.AutoConfig.from_pretrained(**how)
+        _set_up_decoder(config)
+        with torch.device("meta"):
+            model = without_weights(config, trust_remote_code=trust_remote_code)
+    return tokenizer, _positions(model, tokenizer)
+
+
 def _set_up_decoder(config: Any) -> None:
     """No token sees a later one, and no dropout but LoRA's: on attention weights it would need them all in memory."""
     if hasattr(config, "is_decoder"):
@@ -92,6 +103,19 @@ def _set_up_decoder(config: Any) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """What goes wrong within it is a ConfigError that names the model."""
+    try:
+        with _without_load_report():
+            yield
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"model {name!r} cannot be loaded: {error}\n"
+            f"give {OFFLINE!r}, a folder with a Hugging Face model, or the id of one"
+        ) from error
 
 
 @contextmanager
@@ -132,6 +156,15 @@ def _folder(name: str) -> Path | None:
             f"model {name!r} is no folder; give {OFFLINE!r}, a folder with a Hugging Face model, or an id"
         )
     return None
+
+
+def _how(name: str, folder: Path | None, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What every `from_pretrained` is told."""
+    return {
+        "pretrained_model_name_or_path": name if folder is None else str(folder),
+        "local_files_only": folder is not None,
+        "trust_remote_code": trust_remote_code,
+    }
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:

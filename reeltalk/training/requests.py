@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from reeltalk.data.dataset import ids_of
 from reeltalk.data.histories import NOW, Histories, Windows, request_windows
 from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.errors import DataError
@@ -76,7 +77,7 @@ def recommend_comments(
     """
     _require_task(system, "comment")
     feed, user_id = _feed(system, user)
-    item_id = int(_ids("item", [item], system.dataset.item_ids)[0])
+    item_id = int(ids_of("item", [item], system.dataset.item_ids)[0])
     is_candidate = (pl.col("item_id") == item_id) & (pl.col("created") < now)
     if isinstance(user, str):
         is_candidate &= pl.col("user_id") != user_id
@@ -96,7 +97,7 @@ def recommend_comments(
 def user_vectors(system: System, users: Sequence[str], *, now: int = LAST_MOMENT) -> Tensor:
     """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only."""
     _require_task(system, "item")
-    ids = _ids("user", users, system.dataset.user_ids)
+    ids = ids_of("user", users, system.dataset.user_ids)
     windows = request_windows(
         system.feed.histories, "item", ids, np.full(len(ids), now), length=system.settings.data.history_length
     )
@@ -123,10 +124,10 @@ def _require_task(system: System, task: str) -> None:
 
 def _feed(system: System, user: str | History) -> tuple[Feed, int]:
     if isinstance(user, str):
-        return system.feed, int(_ids("user", [user], system.dataset.user_ids)[0])
+        return system.feed, int(ids_of("user", [user], system.dataset.user_ids)[0])
     dataset = system.dataset
-    items = _ids("item", user.items, dataset.item_ids)
-    comments = _ids("comment", user.comments, dataset.comment_ids)
+    items = ids_of("item", user.items, dataset.item_ids)
+    comments = ids_of("comment", user.comments, dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
     item_times = _times("item", user.item_times, len(items))
     comment_times = _times("comment", user.comment_times, len(comments))
@@ -153,16 +154,6 @@ def _times(what: str, times: Sequence[int] | None, count: int) -> Ints:
     if len(times) != count or list(times) != sorted(times):
         raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each, rising")
     return np.asarray(times, dtype=np.int64)
-
-
-def _ids(what: str, keys: Sequence[str], known: dict[str, int]) -> Ints:
-    unknown = [key for key in keys if key not in known]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; keys look like "
-            f"{next(iter(known))!r}"
-        )
-    return np.array([known[key] for key in keys], dtype=np.int64)
 
 
 def _best(table: pl.DataFrame, key: str, text: str, best: torch.return_types.topk) -> pl.DataFrame:
