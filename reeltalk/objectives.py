@@ -23,7 +23,7 @@ from reeltalk.losses import (
     sequential_supplemental_contrast,
     widened,
 )
-from reeltalk.models.lsvcr import LSVCR
+from reeltalk.models.lsvcr import LSVCR, AlignmentStep
 from reeltalk.models.recommender import Recommender, Step
 
 Terms = dict[str, tuple[Tensor, int]]
@@ -83,15 +83,16 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
     equally many instances. No negatives of each other are, in eq 14, instances with the same target text; in eq 10,
     these (eq 14 pulls their preferences to one point) and those of the same user, whose histories overlap. Eq 12 counts
     where neither history is empty: elsewhere there are no two preferences to tell apart.
+
+    A fifth, prefix, is eq 14 for every entry of the histories that has one before it, predicted from what stood before
+    it: targets whose texts are read in any case. Their negatives are the others', but for the same user's.
     """
     step = recommender.alignment_step(batch, text_UE)
     shared = [widened(vectors_TD) for vectors_TD in (step.preference_TD, supplemental_TD, step.target_TD)]
     sequential_CD, supplemental_CD, target_CD = gather_with_gradient(torch.stack(shared, dim=1)).unbind(1)
     user_C, target_key_C = gather_with_gradient(torch.stack([batch.user_T, batch.target_key_T], dim=1)).unbind(1)
     count = len(batch.user_T)
-    positive_T = (distributed.get_rank() if _is_divided() else 0) * count + torch.arange(
-        count, device=supplemental_TD.device
-    )
+    positive_T = _rank() * count + torch.arange(count, device=supplemental_TD.device)
     is_same_user_TC = batch.user_T[:, None] == user_C
     is_same_target_TC = batch.target_key_T[:, None] == target_key_C
     temperature = recommender.settings.temperature
@@ -125,7 +126,19 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
             ),
             count,
         ),
+        "prefix": _prefix_loss(step, batch, temperature),
     }
+
+
+def _prefix_loss(step: AlignmentStep, batch: AlignmentBatch, temperature: float) -> tuple[Tensor, int]:
+    count = len(step.prefix_XD)
+    target_XD, own_X2 = widened(step.prefix_target_XD), torch.stack([batch.prefix_user, batch.prefix_key], dim=1)
+    most = _largest(count, step.prefix_XD.device)  # processes have differently many; user 0 fills up
+    target_CD = gather_with_gradient(F.pad(target_XD, (0, 0, 0, most - count)))
+    user_C, key_C = gather_with_gradient(F.pad(own_X2, (0, 0, 0, most - count))).unbind(1)
+    positive_X = _rank() * most + torch.arange(count, device=user_C.device)
+    is_left_out_XC = (batch.prefix_key[:, None] == key_C) | (batch.prefix_user[:, None] == user_C) | (user_C == 0)
+    return info_nce(step.prefix_XD, target_CD, positive_X, is_left_out_XC, temperature=temperature), count
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -138,6 +151,19 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     group = distributed.group.WORLD
     assert group is not None
     return all_gather_single(x.contiguous(), 0, group)
+
+
+def _largest(count: int, device: torch.device) -> int:
+    """The count of the process that has most."""
+    if not _is_divided():
+        return count
+    counts = torch.tensor(count, device=device)
+    distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+    return int(counts)
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _is_divided() else 0
 
 
 def _is_divided() -> bool:

@@ -86,7 +86,7 @@ def test_from_an_llm_in_a_folder_to_a_finetuned_model(
     out = tmp_path / "aligned"
     align(toy_dataset, text=tables[kind], settings=small_settings(llms[kind]), out=out)
     facts = read_manifest(out, ALIGNED).facts
-    assert set(facts["losses"]) == {"lm", "sr", "ssc", "vcc", "teacher"}
+    assert set(facts["losses"]) == {"lm", "sr", "prefix", "ssc", "vcc", "teacher"}
     assert facts["prompts"] == 12 and facts["prompt_tokens"] > 12 * 20 and facts["text_tokens"] > 0
     assert is_aligned(out) and not is_aligned(llms[kind])
     assert not (out / "checkpoints").exists()
@@ -161,13 +161,13 @@ def test_variants_leave_out_what_they_say(
         found: dict[str, float] = read_manifest(folder, ALIGNED).facts["losses"]
         return found
 
-    everything = {"lm", "sr", "ssc", "vcc", "teacher"}
-    for name in ("lm", "ssc", "vcc"):
+    everything = {"lm", "sr", "prefix", "ssc", "vcc", "teacher"}
+    for name in ("lm", "prefix", "ssc", "vcc"):
         assert set(losses(loss={name: 0})) == everything - {name}
-    assert set(losses(loss={"lm": 0, "ssc": 0, "vcc": 0})) == {"sr", "teacher"}
+    assert set(losses(loss={"lm": 0, "ssc": 0, "vcc": 0})) == {"sr", "prefix", "teacher"}
     assert set(losses(encoder="frozen")) == everything
     assert losses(data={"comments": False})["vcc"] == 0, "there is no second history to tell apart"
-    frozen = read_manifest(tmp_path / "4", ALIGNED).facts
+    frozen = read_manifest(tmp_path / "5", ALIGNED).facts
     assert not frozen["trained_encoder"] and frozen["text_tokens"] == 0
 
 

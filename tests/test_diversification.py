@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.diversification import (
     Diversification,
-    Happened,
     HotComments,
     Sides,
     mixed_and_dealt,
     two_of_the_hottest,
 )
+from reeltalk.data.histories import Happened
 
 ids = st.lists(st.integers(1, 30), max_size=10, unique=True)
 seeds = st.integers(0, 2**32 - 1)

@@ -107,7 +107,7 @@ def same(one: InstanceBatch, other: InstanceBatch) -> bool:
 
     def flat(batch: InstanceBatch) -> list[object]:
         tables = [getattr(part, f.name) for part in (batch.histories, batch.windows) for f in fields(part)]
-        rest = [batch.positions, batch.is_item, batch.user, batch.watched, batch.target, batch.target_key]
+        rest = [batch.positions, batch.is_item, batch.user, batch.watched, batch.target, batch.answer, batch.text_key]
         return [batch.instances, batch.texts, *(array.tolist() for array in (*tables, *rest))]
 
     return flat(one) == flat(other)
@@ -132,7 +132,7 @@ def test_ranks_share_the_batch_that_one_would_see(log: Log) -> None:
     for rank, part in enumerate(parts):
         assert part.instances == whole.instances[rank::3]
         assert (part.positions == whole.positions).all()
-        assert part.target_key.tolist() == whole.target_key[rank::3].tolist()
+        assert part.text_key[part.target].tolist() == whole.text_key[whole.target][rank::3].tolist()
 
 
 def test_drawn_positions(log: Log) -> None:

@@ -107,6 +107,10 @@ class AlignmentBatch(PackedPair):
     none; so do watched_T (0 in the item task) and target_T. item_position_T and record_position_T index the last entry
     of each history in its flat [R * L] grid. has_both_T: neither history is empty. user_T and target_key_T tell where
     instances are of the same user, or have the same target text, also on another process.
+
+    Prefixes are what stands before an entry of a history, as an instance whose target is that entry: first those of
+    items (prefix_item_P, the entry before the target, prefix_title_P, its title), then of records (prefix_record_Q,
+    prefix_watched_Q, prefix_answer_Q, what was chosen), with user and key of both, P then Q.
     """
 
     item_position_T: Tensor
@@ -117,6 +121,13 @@ class AlignmentBatch(PackedPair):
     target_T: Tensor
     user_T: Tensor
     target_key_T: Tensor
+    prefix_item_P: Tensor
+    prefix_title_P: Tensor
+    prefix_record_Q: Tensor
+    prefix_watched_Q: Tensor
+    prefix_answer_Q: Tensor
+    prefix_user: Tensor
+    prefix_key: Tensor
 
     @classmethod
     def of(cls, instances: InstanceBatch) -> Self:
@@ -127,20 +138,40 @@ class AlignmentBatch(PackedPair):
         packing, row_U = packed.packing, np.arange(len(instances.texts))
         for grid, drawn in zip((packed.items, packed.records), instances.positions, strict=True):
             grid["position"] = np.where(grid["position"] < 0, -1, drawn[np.maximum(grid["position"], 0)])
+        first_item = packing.row * packing.item_columns + packing.item_column  # the start entry
+        first_record = packing.row * packing.record_columns + packing.record_column
         num_items, num_records = windows.end - windows.begin, windows.other_end - windows.other_begin
+        item_P, owner_P, place_P = _prefixes(histories.item, num_items)
+        record_Q, owner_Q, place_Q = _prefixes(instances.answer, num_records)
+        target = np.concatenate([histories.item[item_P], instances.answer[record_Q]])
         columns = (
-            packing.row * packing.item_columns + packing.item_column + num_items,
-            packing.row * packing.record_columns + packing.record_column + num_records,
+            first_item + num_items,
+            first_record + num_records,
             instances.is_item,
             (num_items > 0) & (num_records > 0),
             instances.watched,
             instances.target,
             instances.user,
-            instances.target_key,
+            instances.text_key[instances.target],
+            first_item[owner_P] + place_P,
+            histories.item[item_P],
+            first_record[owner_Q] + place_Q,
+            histories.record_item[record_Q],
+            instances.answer[record_Q],
+            instances.user[np.concatenate([owner_P, owner_Q])],
+            instances.text_key[target],
         )
         return cls(
             _packed(packed.items, row_U), _packed(packed.records, row_U), *(torch.from_numpy(each) for each in columns)
         )
+
+
+def _prefixes(target: Ints, lengths: Ints) -> tuple[Ints, Ints, Ints]:
+    """Entries that have a target text and another entry before them: their rows, histories, and places in these."""
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+    row = np.flatnonzero((place > 0) & (target > 0))
+    return row, owner[row], place[row]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from reeltalk.data.diversification import (
     mixed_and_dealt,
     two_of_the_hottest,
 )
-from reeltalk.data.histories import Histories, Windows, target_windows
+from reeltalk.data.histories import Happened, Histories, Windows, target_windows
 from reeltalk.data.instances import InstanceBatch, Targets, Words, told
 from reeltalk.data.ragged import Ints
 from reeltalk.errors import DataError
@@ -117,6 +117,7 @@ class Instances:
         windows = self._windows(targets)
         items: list[Sides] = []
         records: list[Sides] = []
+        answers: list[int] = []
         for index, at in enumerate(place.tolist()):
             rng = np.random.default_rng([self.seed, _INSTANCE, at])
             never = set(self.histories.comments_of(targets.row[index])) if targets.comment[index] else set[int]()
@@ -124,16 +125,24 @@ class Instances:
             items += self.diversification(self.histories.item_entries(rows), two_of_the_hottest, never=never, rng=rng)
             rows = range(windows.other_begin[index], windows.other_end[index])
             happened = self.histories.record_entries(rows, record_comments=self.record_comments)
-            records += self.diversification(happened, mixed_and_dealt, never=never, rng=rng)
+            sides = self.diversification(happened, mixed_and_dealt, never=never, rng=rng)
+            records += sides
+            answers += [self._answer(*pair) for pair in zip(happened, sides, strict=True)]
         return told(
             targets,
             windows,
             items,
             records,
+            answers,
             histories=self.histories,
             words=self.words,
             positions=self._positions(step),
         )
+
+    def _answer(self, record: Happened, sides: Sides) -> int:
+        """The last comment of a record that existed when it began, if the SR side is told of it; else 0."""
+        existing = [each for each in record.comments if self.created[each] < record.time and each in sides.sequential]
+        return existing[-1] if existing else 0
 
     def _order(self, place: Ints) -> Ints:
         """Which target stands at each place of the endless stream."""

@@ -76,8 +76,9 @@ class InstanceBatch:
     texts: the distinct texts of the SR side and the targets; row 0 is none. histories: of T users, user i + 1 being
     instance i; in place of ids stand rows of `texts`. windows: their whole histories, with item events as anchor in
     both tasks. positions: what rows of both position tables the entries stand on, int64 [2, length]. is_item (bool),
-    user (user_id), watched and target (rows of `texts`; watched 0 in the item task), target_key (equal where target
-    texts are, on any process): [T].
+    user (user_id), watched and target (rows of `texts`; watched 0 in the item task): [T]. answer: what was chosen in
+    each record, a row of `texts`, 0 where the SR side is not told of it. text_key: [texts], equal where texts are, on
+    any process.
     """
 
     instances: list[Instance]
@@ -89,7 +90,8 @@ class InstanceBatch:
     user: Ints
     watched: Ints
     target: Ints
-    target_key: Ints
+    answer: Ints
+    text_key: Ints
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,16 @@ def told(
     windows: Windows,
     items: list[Sides],
     records: list[Sides],
+    answers: list[int],
     *,
     histories: Histories,
     words: Words,
     positions: Ints,
 ) -> InstanceBatch:
-    """The batch of some targets: their item-anchored windows, the comments of all entries one after another."""
+    """The batch of some targets: their item-anchored windows, the comments of all entries one after another.
+
+    answers: the comment chosen in each record, 0 where it is none of those that are told on the SR side.
+    """
     item_rows, record_rows = ranges(windows.begin, windows.end), ranges(windows.other_begin, windows.other_end)
     seen, talked = histories.item[item_rows].tolist(), histories.record_item[record_rows].tolist()
     title = _texts(words.titles, chain(seen, talked, targets.item.tolist()))
@@ -160,6 +166,12 @@ def told(
         comment_offsets=offsets_of([len(side.sequential) for side in records]),
         comment=row(comment[each] for side in records for each in side.sequential),
     )
+    columns = {
+        "watched": row(instance.watched or NO_TEXT for instance in instances),
+        "target": row(instance.target for instance in instances),
+        "answer": row(comment[answer] for answer in answers),
+    }
+    texts = list(row.of)
     return InstanceBatch(
         instances=instances,
         histories=sequential,
@@ -167,10 +179,9 @@ def told(
         positions=positions,
         is_item=targets.comment == 0,
         user=windows.user,
-        watched=row(instance.watched or NO_TEXT for instance in instances),
-        target=row(instance.target for instance in instances),
-        target_key=np.array([_key(instance.target) for instance in instances], np.int64),
-        texts=list(row.of),
+        texts=texts,
+        text_key=np.array([_key(text) for text in texts], np.int64),
+        **columns,
     )
 
 

@@ -197,7 +197,7 @@ class AlignModule(StageModule):
     def training_step(self, example: AlignExample, batch_idx: int) -> Tensor:
         self.batches.steps_done += 1
         self.seed_step(self.batches.steps_done)
-        losses = {name: self.mean(total, count) for name, (total, count) in self.terms(example).items()}
+        losses = {name: self.mean(*term) for name, term in self.terms(example).items()}
         used = {name: value for name, value in losses.items() if self.weights.get(name)}
         loss = torch.stack([self.weights[name] * value for name, value in used.items()]).sum()
         self.log_losses(loss, losses)
@@ -212,7 +212,8 @@ class AlignModule(StageModule):
         if not example.prompts and not example.text_ids:
             text_UE = cast(Tensor, example.text_UE)
             nothing_TD = text_UE.new_zeros(len(batch.user_T), self.recommender.settings.dim)
-            return {"sr": alignment_objective(self.recommender, batch, text_UE, nothing_TD)["sr"]}
+            found = alignment_objective(self.recommender, batch, text_UE, nothing_TD)
+            return {name: found[name] for name in ("sr", "prefix") if self.weights[name]}
         llm = self.llm
         assert llm is not None
         tokens = self.settings.tokens_per_batch or (_TOKENS_ON_GPU if llm.device.type == "cuda" else _TOKENS_ON_CPU)

@@ -31,6 +31,9 @@ class LossWeights(Section):
 
     lm: float = Field(1.0, ge=0, description="L_LM, eq 13")
     sr: float = Field(1.0, ge=0, description="lambda: L_SR, eq 14")
+    prefix: float = Field(
+        1.0, ge=0, description="eq 14 for every entry of the histories, whose texts are read anyway; 0: as in the paper"
+    )
     ssc: float = Field(0.5, ge=0, description="mu: L_SSC, eq 10")
     vcc: float = Field(0.5, ge=0, description="mu: L_VCC, eq 12")
 

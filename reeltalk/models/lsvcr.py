@@ -167,18 +167,32 @@ class LSVCR(Recommender):
         text_UD = self._text(text_UE)
         items_RLD, records_RLD = self._encoded(batch, self._entries(batch, Texts(text_UD, None, text_UD)))
         watched_TD = F.embedding(batch.watched_T, text_UD)
+        fused_items_RLD = self._fused_items(batch, items_RLD, records_RLD)
+        fused_records_RLD = self._fused_records(batch, items_RLD, records_RLD)
+        by_item_RLD = self._item_readout(fused_items_RLD, batch.items)[0]
         by_items, by_comments = [], []
-        for fused_RLD, history, position_T in (
-            (self._fused_items(batch, items_RLD, records_RLD), batch.items, batch.item_position_T),
-            (self._fused_records(batch, items_RLD, records_RLD), batch.records, batch.record_position_T),
+        for fused_RLD, by_item, history, position_T in (
+            (fused_items_RLD, by_item_RLD, batch.items, batch.item_position_T),
+            (
+                fused_records_RLD,
+                self._item_readout(fused_records_RLD, batch.records)[0],
+                batch.records,
+                batch.record_position_T,
+            ),
         ):
-            by_items.append(F.embedding(position_T, self._item_readout(fused_RLD, history)[0].flatten(0, 1)))
+            by_items.append(F.embedding(position_T, by_item.flatten(0, 1)))
             by_comments.append(self._comment_readout(fused_RLD, history, position_T, watched_TD)[0])
         is_item_T1 = batch.is_item_T[:, None]
+        prefixes = [F.embedding(batch.prefix_item_P, by_item_RLD.flatten(0, 1))]
+        if len(batch.prefix_record_Q):
+            title_QD = F.embedding(batch.prefix_watched_Q, text_UD)
+            prefixes.append(self._comment_readout(fused_records_RLD, batch.records, batch.prefix_record_Q, title_QD)[0])
         return AlignmentStep(
             torch.where(is_item_T1, by_items[0], by_comments[1]),
             torch.where(is_item_T1, by_items[1], by_comments[0]),
             F.embedding(batch.target_T, text_UD),
+            torch.cat(prefixes),
+            F.embedding(torch.cat([batch.prefix_title_P, batch.prefix_answer_Q]), text_UD),
         )
 
     def _text(self, text_UE: Tensor) -> Tensor:
@@ -304,15 +318,18 @@ class LSVCR(Recommender):
 
 @dataclass(frozen=True)
 class AlignmentStep:
-    """What alignment reads of the model, one row an instance: [T, D] each.
+    """What alignment reads of the model, one row an instance: [T, D] each; of prefixes one row each.
 
     preference_TD: s, by F_o of the instance's task over the history that the task predicts; other_TD: by the same F_o
-    over the other history (eq 12); target_TD: e = LLM(T) (eq 14).
+    over the other history (eq 12); target_TD: e = LLM(T) (eq 14). prefix_XD and prefix_target_XD: s and e of eq 14 with
+    an entry of a history as target.
     """
 
     preference_TD: Tensor
     other_TD: Tensor
     target_TD: Tensor
+    prefix_XD: Tensor
+    prefix_target_XD: Tensor
 
 
 @dataclass(frozen=True)
