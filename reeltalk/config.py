@@ -148,21 +148,21 @@ def _apply(values: dict[str, Any], override: str) -> Iterator[str]:
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any, name: str) -> Iterator[str]:
+    """Put the value where the path leads; sections on the way are copied, as a YAML alias may share them."""
     section, *rest = path
     if not rest:
         values[section] = value
-    elif section == "*":
-        given = [inner for inner in values.values() if isinstance(inner, dict)]
-        if not given:
-            yield f"{name} sets nothing: no section is given where its * stands"
-        for inner in given:
-            yield from _put(inner, rest, value, name)
-    else:
-        inner = values[section] = {} if values.get(section) is None else values[section]
-        if isinstance(inner, dict):
-            yield from _put(inner, rest, value, name)
+        return
+    given = [key for key, inner in values.items() if isinstance(inner, dict)] if section == "*" else [section]
+    if not given:
+        yield f"{name} sets nothing: no section is given where its * stands"
+    for key in given:
+        inner = values.get(key)
+        if inner is None or isinstance(inner, dict):
+            values[key] = dict(inner or {})
+            yield from _put(values[key], rest, value, name)
         else:
-            yield f"{name} cannot be set: {section} is {_shown(inner)}, not a section"
+            yield f"{name} cannot be set: {key} is {_shown(inner)}, not a section"
 
 
 def _with_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,13 @@ def test_a_star_stands_for_every_section_that_is_given() -> None:
     assert "*.name sets nothing: no section is given" in told("*.name=c", model=Outer)
 
 
+def test_an_override_leaves_a_section_alone_that_shares_a_yaml_anchor(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("inner: {train: &train {lr: 2}}\nother: {train: *train}\n")
+    found = load_settings(Outer, file=file, overrides=["inner.train.lr=3"])
+    assert [part and part.train.lr for part in (found.inner, found.other)] == [3, 2]
+
+
 def test_a_missing_setting_names_the_way_to_give_it() -> None:
     assert "task is missing; give it in the file or as --set task=VALUE" in told(model=Required)
 

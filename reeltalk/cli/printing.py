@@ -29,6 +29,11 @@ def print_facts(out: Path, facts: Mapping[str, Any]) -> None:
         console.print(Text(f"  {name}: {shown}"))
 
 
+def print_step(name: str, folder: Path, *, was_there: bool) -> None:
+    """A step of a chain that is done."""
+    Console(highlight=False, soft_wrap=True).print(Text(f"{name}: {folder}{' was there' if was_there else ''}"))
+
+
 def print_systems(report: Report) -> None:
     """One table a protocol: the reported system in bold, and those measured beside it; the page has all metrics."""
     for protocol, found in report.metrics.items():

@@ -45,9 +45,7 @@ class AlignTrainSettings(TrainerSettings):
     head_learning_rate: float = Field(1e-3, gt=0, description="of the map from the LLM's width to a preference's")
     warmup_share: float = Field(0.03, ge=0, le=1, description="of the steps, over which learning rates rise")
     weight_decay: float = Field(0.0, ge=0)
-    warm_steps: int = Field(
-        1_000, ge=0, description="steps of eq 14 alone, on the table's vectors, before the LLM"
-    )
+    warm_steps: int = Field(1_000, ge=0, description="steps of eq 14 alone, on the table's vectors, before the LLM")
     warm_batch_size: int = Field(256, gt=1)
     warm_learning_rate: float = Field(2e-3, gt=0)
     tokens_per_batch: int | None = Field(
