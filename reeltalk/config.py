@@ -1,7 +1,8 @@
 """Settings: pydantic models filled from a YAML file and from ``--set section.field=value``.
 
-A ``*`` in an override stands for every section that is given there: ``finetune.*.train.seed=1``. YAML scalars are read the way people mean them: ``1e-3`` is a number; ``no``, ``on``, ``12:30`` and ``2024-05-01`` are
-text. A key that stands twice in one section is an error.
+A ``*`` in an override stands for every section that is given there: ``finetune.*.train.seed=1``. YAML scalars are read
+the way people mean them: ``1e-3`` is a number; ``no``, ``on``, ``12:30`` and ``2024-05-01`` are text. A key that stands
+twice in one section is an error.
 """
 
 from __future__ import annotations
@@ -63,21 +64,22 @@ for _tag, (_pattern, _first) in _SCALARS.items():
 
 
 def load_settings(
-    model: type[Settings] | Callable[[dict[str, Any]], type[Settings]],
+    model: type[Settings],
     *,
     file: Path | None = None,
     base: BaseModel | None = None,
     overrides: Sequence[str] = (),
+    choose: Callable[[dict[str, Any]], type[Settings]] | None = None,
 ) -> Settings:
     """Settings from the model's defaults, then the file or `base`, then overrides of the form ``section.field=value``.
 
-    A function in place of the model chooses it by the values given. Raises ConfigError that tells every problem at
-    once: a file that is no YAML mapping, an override of another form, an unknown key (with its nearest match), a value
-    of another type or out of range, a setting that is missing.
+    `choose` gives a more exact model by the values. Raises ConfigError that tells every problem at once: a file that is
+    no YAML mapping, an override of another form, an unknown key (with its nearest match), a value of another type or
+    out of range, a setting that is missing.
     """
     values = read_yaml(file) if file is not None else base.model_dump() if base is not None else {}
     problems = [problem for override in overrides for problem in _apply(values, override)]
-    model = model if isinstance(model, type) else model(values)
+    model = model if choose is None else choose(values)
     settings = None
     try:
         settings = model.model_validate(_with_defaults(model, values), extra="forbid")

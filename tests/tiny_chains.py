@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from reeltalk.artifacts import resumable_folder, write_manifest
+from reeltalk.artifacts import read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.experiments import runner
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
+from reeltalk.training.finetune import finetune
 from reeltalk.training.system import System
 
 MODEL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16}
@@ -41,7 +42,6 @@ def manifests(folder: Path) -> dict[str, tuple[int, bytes]]:
 def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Alignment that scales every text vector; returns the list of calls made."""
     calls: list[str] = []
-    finetune = runner.finetune
 
     def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Path) -> None:
         parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
@@ -56,7 +56,7 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object) -> TextTable:
         if not (out / "manifest.json").is_file():
             calls.append("encode_aligned")
-            manifest = runner.read_manifest(aligned, "aligned")
+            manifest = read_manifest(aligned, "aligned")
             base = TextTable.load(manifest.facts["text"])
             out.mkdir(parents=True)
             scale = 1 + manifest.config["loss"]["ssc"]
@@ -71,8 +71,8 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("finetune")
         system = finetune(dataset, out=out, **options)
         if aligned is not None:
-            held = runner.read_manifest(out, "model")
-            parents = held.parents | {"aligned": runner.read_manifest(aligned, "aligned").digest}
+            held = read_manifest(out, "model")
+            parents = held.parents | {"aligned": read_manifest(aligned, "aligned").digest}
             write_manifest(out, kind="model", config=held.config, parents=parents, facts=held.facts)
         return system
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from reeltalk.cli.app import Out, Set, app
-from reeltalk.cli.printing import print_step
+from reeltalk.cli.printing import print_facts, print_grids, print_step
+from reeltalk.errors import ConfigError, nearest
 
 ChainFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings of a chain as YAML.")]
 
@@ -21,3 +22,47 @@ def train(config: ChainFile, out: Out, overrides: Set = None) -> None:
 
     for made in run_chain(load_chain(config, overrides=overrides or []), out=out):
         print_step(made.step, made.folder, was_there=made.was_there)
+
+
+@app.command()
+def ablate(
+    config: ChainFile,
+    out: Out,
+    study: Annotated[
+        str,
+        typer.Option(
+            "--study",
+            metavar="ablations|steps|unseen",
+            help="The paper's table 5, figure 3 (with --steps) or figure 4.",
+        ),
+    ] = "ablations",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How often each variant is trained.")] = 3,
+    steps: Annotated[
+        str | None, typer.Option("--steps", metavar="N,N,..", help="Numbers of alignment steps, for --study steps.")
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Train variants of a chain that each lack a part, and hold them against the whole; run again, it goes on."""
+    from reeltalk.experiments.ablations import ablations, alignment_steps, unseen
+    from reeltalk.experiments.chain import load_chain
+    from reeltalk.experiments.show import grids
+    from reeltalk.experiments.study import run_study
+
+    base = load_chain(config, overrides=overrides or [])
+    if (steps is not None) != (study == "steps"):
+        raise ConfigError("--steps and --study steps go together; give both, as in --study steps --steps 0,1000,5000")
+    if study == "steps":
+        plan = alignment_steps(base, _numbers(str(steps)))
+    elif study in (plans := {"ablations": ablations, "unseen": unseen}):
+        plan = plans[study](base)
+    else:
+        raise ConfigError(f"--study {study!r} is unknown;{nearest(study, [*plans, 'steps'])}")
+    print_grids(grids(run_study(base, plan, seeds=range(seeds), out=out)))
+    print_facts(out, {"table": str(out / "study.md")})
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--steps {text!r}: expected whole numbers with commas between, as in 0,1000,5000") from None

@@ -88,7 +88,7 @@ def load_chain(
 
     Raises ConfigError as that does, and where a model is unknown or does not do its task.
     """
-    return load_settings(_chain_class, file=file, base=base, overrides=overrides)
+    return load_settings(ChainSettings, file=file, base=base, overrides=overrides, choose=_chain_class)
 
 
 def _chain_class(values: Mapping[str, Any]) -> type[ChainSettings]:

@@ -12,7 +12,7 @@ from reeltalk.api import Dataset, TextTable, encode, evaluate_model, finetune, p
 from reeltalk.artifacts import MANIFEST, digest_of, is_finished, read_manifest
 from reeltalk.data.dataset import Task
 from reeltalk.data.sources import source_settings
-from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
 from reeltalk.experiments.chain import ChainSettings
 from reeltalk.training.settings import TrainerSettings
 
@@ -46,12 +46,17 @@ def run_chain(settings: ChainSettings, *, out: Path) -> Iterator[Made]:
     Finished steps are skipped, interrupted ones go on. Raises ArtifactError where a folder was made with other settings
     or from other parents, and what the steps raise.
     """
-    runner, told = Runner(lambda step: out / step.name), set()
+    runner, seen = Runner(lambda step: out / step.name), set()
     for task in settings.tasks:
         for made in runner.run(settings, task):
-            if made.step not in told:
-                told.add(made.step)
+            if made.step not in seen:
+                seen.add(made.step)
                 yield made
+
+
+def told(error: Exception) -> str:
+    """An error in a line; one that is no user's to mend by its kind too."""
+    return str(error) if isinstance(error, ReeltalkError) else f"{type(error).__name__}: {error}"
 
 
 class Runner:
@@ -61,7 +66,7 @@ class Runner:
         """`place` names the folder of a step."""
         self._place = place
         self._made: dict[Path, Made] = {}
-        self._failed: dict[Path, Exception] = {}
+        self._failed: dict[Path, str] = {}  # not the errors: their tracebacks would keep models in memory
 
     def run(self, settings: ChainSettings, task: Task) -> Iterator[Made]:
         """Run what the report of one task needs, as `run_chain` does; yields each step that is done."""
@@ -170,13 +175,13 @@ class Runner:
     def _once(self, step: Step, make: Callable[[Path], object]) -> Made:
         out = self._place(step)
         if out in self._failed:
-            raise self._failed[out]
+            raise ReeltalkError(self._failed[out])
         if out not in self._made:
             made = Made(step.name, out, was_there=(out / MANIFEST).is_file())
             try:
                 make(out)
             except Exception as error:
-                self._failed[out] = error
+                self._failed[out] = told(error)
                 raise
             self._made[out] = made
         return self._made[out]
