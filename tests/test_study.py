@@ -13,7 +13,6 @@ import pytest
 from tiny_chains import fake_alignment, manifests, write_config
 from typer.testing import CliRunner, Result
 
-from reeltalk.artifacts import file_digest
 from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
@@ -29,10 +28,10 @@ PLAN = Plan(
     {
         "full": [],
         "slow": ["finetune.*.train.learning_rate=1e-5"],
-        "broken": ["finetune.*.train.monitor=ndcg@7777"],
+        "broken": ["finetune.*.train.monitor=ngdc@10"],
         "no-lm": ["align.loss.lm=13", "finetune.comment=null"],
     },
-    segments=("items.unseen", "users.others"),
+    segments=("users.unseen", "items.others"),
     axis="something",
     points={"full": 0, "slow": 10},
 )
@@ -98,9 +97,9 @@ def test_figures_are_those_of_the_reports(study: Study, task: str, protocols: se
                 by_seed = {seed: each["metrics"][protocol][name]["mean"] for seed, each in found.items()}
                 assert {s: of[protocol][name] for s, of in reached.by_seed.items()} == pytest.approx(by_seed)
                 assert mean == pytest.approx(np.mean(list(by_seed.values())))
-        part = study.parts[task]["users.others"][variant]
-        segment = found[1]["segments"]["users"]["others"]
-        assert part.targets == segment["targets"]
+        segment = found[1]["segments"]["items"]["others"]
+        part = study.parts[task]["items.others"][variant]
+        assert part.targets == segment["targets"] > 0
         assert part.by_seed[1]["sampled"]["mrr"] == pytest.approx(segment["metrics"]["sampled"]["mrr"]["mean"])
 
 
@@ -127,7 +126,7 @@ def test_failed_runs_are_told_and_stop_nothing(study: Study, out: Path) -> None:
         ("no-lm", "item", seed) for seed in SEEDS
     }
     assert failed["no-lm", "item", 0].error == "ArithmeticError: the loss is no number"
-    assert "test_study" not in str(failed["broken", "item", 0].error)
+    assert "'ngdc@10' is no metric" in str(failed["broken", "item", 0].error)
     assert "Traceback" in str(failed["no-lm", "item", 1].trace)
     kept = json.loads((out / "variants" / "no-lm" / "seed-1.json").read_text())
     assert kept["tasks"]["item"]["error"] == "ArithmeticError: the loss is no number"
@@ -176,7 +175,6 @@ def test_run_again_it_makes_only_what_is_missing(
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1
     assert again.parts["item"]["all"] == study.parts["item"]["all"]
-    assert file_digest(out / "study.md")
 
 
 def test_mistakes_of_every_variant_are_told_at_once(base: ChainSettings, tmp_path: Path) -> None:
@@ -229,15 +227,14 @@ def ablate(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["ablate", *map(str, arguments)])
 
 
-def test_ablate_prints_the_table(
-    base: ChainSettings, toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str]
-) -> None:
+def test_ablate_prints_the_table(tmp_path: Path) -> None:
     # no model is trained here: every run fails at once, and is told
     file = write_config(tmp_path / "chain.yaml", dataset=str(tmp_path / "nowhere"), align={})
     result = ablate(file, "--out", tmp_path / "o", "--seeds", "1")
     assert result.exit_code == 0, result.output
     assert "no-drawn-positions" in result.stdout
-    assert "nowhere is not a folder" in result.stdout
+    assert "nowhere is not a folder" in (tmp_path / "o" / "study.md").read_text()
+    assert "0, 1 failed" in result.stdout
     assert str(tmp_path / "o" / "study.md") in result.stdout
     for arguments, message in (
         (["--study", "step"], "did you mean 'steps'?"),

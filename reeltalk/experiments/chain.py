@@ -14,6 +14,7 @@ A file names its steps' sections; what a section leaves out has the step's own d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -40,7 +41,7 @@ class TaskSections(Section):
 
 
 class ChainSettings(Section):
-    """All of a chain; `load_chain` gives the class whose sections under `finetune` are those of their models."""
+    """All of a chain; `chain_settings` gives the class whose sections under `finetune` are those of their models."""
 
     source: str | None = Field(None, description="log format; `reeltalk sources` lists them")
     raw: Path | None = Field(None, description="the raw log")
@@ -88,17 +89,24 @@ def load_chain(
 
     Raises ConfigError as that does, and where a model is unknown or does not do its task.
     """
-    return load_settings(ChainSettings, file=file, base=base, overrides=overrides, choose=_chain_class)
+    return load_settings(ChainSettings, file=file, base=base, overrides=overrides, choose=_chosen)
 
 
-def _chain_class(values: Mapping[str, Any]) -> type[ChainSettings]:
-    """The class that knows the settings of the models that are named."""
-    given = values.get("finetune")
-    of_tasks = given if isinstance(given, dict) else {}
-    sections: dict[str, Any] = {}
-    for task in TASKS:
-        of_task = of_tasks.get(task)
-        name = of_task.get("name", DEFAULT_MODEL) if isinstance(of_task, dict) else DEFAULT_MODEL
-        sections[task] = (finetune_settings(str(name), task) | None, None)
+@cache
+def chain_settings(item: str = DEFAULT_MODEL, comment: str = DEFAULT_MODEL) -> type[ChainSettings]:
+    """The settings of a chain with these models; raises ConfigError where one is unknown or does not do its task."""
+    sections: dict[str, Any] = {
+        task: (finetune_settings(name, task) | None, None) for task, name in (("item", item), ("comment", comment))
+    }
     tasks = create_model("TaskSections", __base__=TaskSections, **sections)
     return create_model("ChainSettings", __base__=ChainSettings, finetune=(tasks, tasks()))
+
+
+def _chosen(values: Mapping[str, Any]) -> type[ChainSettings]:
+    """The settings of a chain with the models that the values name."""
+    given = values.get("finetune")
+    of_tasks = given if isinstance(given, dict) else {}
+    names = {
+        task: of["name"] for task, of in of_tasks.items() if task in TASKS and isinstance(of, dict) and "name" in of
+    }
+    return chain_settings(**{task: str(name) for task, name in names.items()})

@@ -86,6 +86,7 @@ class Runner:
 
     def _dataset(self, settings: ChainSettings) -> Made:
         if settings.dataset is not None:
+            read_manifest(settings.dataset, "dataset")
             return Made(DATA, settings.dataset, was_there=True)
         assert settings.source is not None
         of_source = source_settings(settings.source, settings.prepare.source).model_dump(mode="json")
@@ -105,6 +106,7 @@ class Runner:
 
     def _text(self, settings: ChainSettings, dataset: Dataset) -> Made:
         if settings.text is not None:
+            read_manifest(settings.text, "text")
             return Made(TEXT, settings.text, was_there=True)
         step = Step(TEXT, settings.encode.model_dump(mode="json"), {"dataset": dataset.manifest.digest})
         return self._once(step, lambda out: encode(dataset, out=out, settings=settings.encode))
