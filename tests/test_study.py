@@ -51,7 +51,7 @@ def calls(patch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="module")
 def base(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, calls: list[str]) -> ChainSettings:
     file = write_config(tmp_path_factory.mktemp("study") / "chain.yaml", dataset=str(toy_dataset.path), align={})
-    return load_chain(file, overrides=["finetune.*.train.max_epochs=1"])
+    return load_chain(file)
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,8 @@ def load_chain(
 def chain_settings(item: str = DEFAULT_MODEL, comment: str = DEFAULT_MODEL) -> type[ChainSettings]:
     """The settings of a chain with these models; raises ConfigError where one is unknown or does not do its task."""
     sections: dict[str, Any] = {
-        task: (finetune_settings(name, task) | None, None) for task, name in (("item", item), ("comment", comment))
+        "item": (finetune_settings(item, "item") | None, None),
+        "comment": (finetune_settings(comment, "comment") | None, None),
     }
     tasks = create_model("TaskSections", __base__=TaskSections, **sections)
     return create_model("ChainSettings", __base__=ChainSettings, finetune=(tasks, tasks()))
@@ -106,7 +107,5 @@ def _chosen(values: Mapping[str, Any]) -> type[ChainSettings]:
     """The settings of a chain with the models that the values name."""
     given = values.get("finetune")
     of_tasks = given if isinstance(given, dict) else {}
-    names = {
-        task: of["name"] for task, of in of_tasks.items() if task in TASKS and isinstance(of, dict) and "name" in of
-    }
-    return chain_settings(**{task: str(name) for task, name in names.items()})
+    named = {task: of.get("name") for task, of in of_tasks.items() if isinstance(of, dict)}
+    return chain_settings(*(str(named.get(task) or DEFAULT_MODEL) for task in TASKS))

@@ -73,16 +73,16 @@ class Runner:
         yield (made := self._dataset(settings))
         dataset = Dataset.load(made.folder)
         text, aligned = None, None
-        if settings.align is not None or settings.reads_text(task):
+        if settings.reads_text(task):
             yield (made := self._text(settings, dataset))
             text = TextTable.load(made.folder)
-        if settings.align is not None and text is not None:
-            yield (made := self._aligned(settings, dataset, text))
-            aligned = made.folder
-            yield (made := self._text_aligned(settings, dataset, aligned))
-            text = TextTable.load(made.folder)
+            if settings.align is not None:
+                yield (made := self._aligned(settings, dataset, text))
+                aligned = made.folder
+                yield (made := self._text_aligned(settings, dataset, aligned))
+                text = TextTable.load(made.folder)
         yield (made := self._model(settings, task, dataset, text, aligned))
-        yield self._report(settings, task, dataset, made.folder)
+        yield self._report(settings, task, dataset, text, made.folder)
 
     def _dataset(self, settings: ChainSettings) -> Made:
         if settings.dataset is not None:
@@ -99,7 +99,7 @@ class Runner:
             if not is_finished(out, kind="dataset", config=config, parents={}):
                 prepare(str(settings.source), raw=settings.raw, out=out, settings=settings.prepare)
             made_from = read_manifest(out, "dataset").facts.get("raw")
-            if made_from != raw:
+            if made_from not in (None, raw):  # None: a folder from before this was told
                 raise ArtifactError(f"{out} was made from {made_from}, not from {raw}; choose another folder")
 
         return self._once(Step(DATA, {**config, "raw": raw}, {}), make)
@@ -133,20 +133,18 @@ class Runner:
         self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, aligned: Path | None
     ) -> Made:
         chosen = settings.tasks[task]
+        parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
         start: dict[str, Any] = {}
-        parents = {"dataset": dataset.manifest.digest}
-        if not settings.reads_text(task):
-            text = None
-        if text is not None:
-            parents["text"] = text.encoding
-            if aligned is not None:
-                parents["aligned"] = read_manifest(aligned, ALIGNED).digest
-                start["aligned"] = aligned
+        if aligned is not None:
+            parents["aligned"] = read_manifest(aligned, ALIGNED).digest
+            start["aligned"] = aligned
         step = Step(task, chosen.model_dump(mode="json"), parents)
         run = partial(finetune, dataset, text=text, settings=chosen, **start)
         return self._train(step, "model", chosen.train, lambda out: run(out=out))
 
-    def _report(self, settings: ChainSettings, task: Task, dataset: Dataset, model: Path) -> Made:
+    def _report(
+        self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, model: Path
+    ) -> Made:
         chosen = settings.evaluate
         config = chosen.model_dump(mode="json")
         parents = {"dataset": dataset.manifest.digest, "model": read_manifest(model, "model").digest}
@@ -154,7 +152,7 @@ class Runner:
         def make(out: Path) -> None:
             protocol = {"split": "test", "settings": config}
             if not is_finished(out, kind="report", config={"protocol": protocol}, parents=parents):
-                evaluate_model(model, out=out, dataset=dataset, settings=chosen)
+                evaluate_model(model, out=out, dataset=dataset, text=text, settings=chosen)
 
         return self._once(Step(f"{task}-report", config, parents), make)
 
