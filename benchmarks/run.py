@@ -62,6 +62,7 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
         Script("benchmarks.peers.sentence_transformers_encode", "sentence-transformers", ("{texts}",)),
         Script("benchmarks.encode", None, ("{texts}",)),
     ),
+    "align": (Script("benchmarks.align"),),
     "kuaicomt": (Script("benchmarks.kuaicomt"),),
 }
 

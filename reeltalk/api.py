@@ -21,6 +21,9 @@ from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report, write_report
 from reeltalk.evaluation.significance import Comparison, compare
+from reeltalk.llm.align import align
+from reeltalk.llm.aligned import encode_aligned
+from reeltalk.llm.settings import AlignSettings
 from reeltalk.text.encode import EncodeSettings, encode
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
@@ -31,6 +34,7 @@ from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import System, load_system
 
 __all__ = [
+    "AlignSettings",
     "CatalogueRanker",
     "Comparison",
     "Dataset",
@@ -46,8 +50,10 @@ __all__ = [
     "System",
     "SystemRanker",
     "TextTable",
+    "align",
     "compare",
     "encode",
+    "encode_aligned",
     "evaluate",
     "evaluate_model",
     "finetune",

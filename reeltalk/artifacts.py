@@ -186,7 +186,7 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
     Raises ArtifactError where `out` is finished, holds something else, or was begun with another config or other
     parents.
     """
-    identity = {"kind": kind, "config": json.loads(json.dumps(dict(config), default=str)), "parents": dict(parents)}
+    identity = {"kind": kind, "config": _as_json(config), "parents": dict(parents)}
     path = out / PROGRESS
     if path.is_file():
         begun = json.loads(path.read_text())
@@ -200,6 +200,36 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
     return False
+
+
+def is_finished(out: Path, *, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
+    """Whether `out` holds what a step of this config and these parents would write; False where it is still to run.
+
+    Of the config, what `config` names is compared. Raises ArtifactError where `out` is finished with another config or
+    other parents (naming each difference), is of another kind, or lacks files.
+    """
+    if not (out / MANIFEST).is_file():
+        return False
+    held = read_manifest(out, kind)
+    wanted = _as_json(config)
+    changed = [*_changed(_part(held.config, wanted), wanted), *_changed(held.parents, dict(parents))]
+    if changed:
+        raise ArtifactError(
+            f"{out} was made with other settings ({'; '.join(sorted(changed))}); go back to those, or choose another "
+            "folder"
+        )
+    return True
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(config), default=str))
+
+
+def _part(held: Any, wanted: Any) -> Any:
+    """Of what is held, the sections and fields that are wanted."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        return {name: _part(held.get(name), value) for name, value in wanted.items()}
+    return held
 
 
 def _changed(before: object, after: object, name: str = "") -> Iterator[str]:

@@ -1,14 +1,15 @@
 """Settings: pydantic models filled from a YAML file and from ``--set section.field=value``.
 
-YAML scalars are read the way people mean them: ``1e-3`` is a number; ``no``, ``on``, ``12:30`` and ``2024-05-01`` are
-text. A key that stands twice in one section is an error.
+A ``*`` in an override stands for every section that is given there: ``finetune.*.train.seed=1``. YAML scalars are read
+the way people mean them: ``1e-3`` is a number; ``no``, ``on``, ``12:30`` and ``2024-05-01`` are text. A key that stands
+twice in one section is an error.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -62,14 +63,23 @@ for _tag, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
-def load_settings(model: type[Settings], *, file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from the model's defaults, then the file, then overrides of the form ``section.field=value``.
+def load_settings(
+    model: type[Settings],
+    *,
+    file: Path | None = None,
+    base: BaseModel | None = None,
+    overrides: Sequence[str] = (),
+    choose: Callable[[dict[str, Any]], type[Settings]] | None = None,
+) -> Settings:
+    """Settings from the model's defaults, then the file or `base`, then overrides of the form ``section.field=value``.
 
-    Raises ConfigError that tells every problem at once: a file that is no YAML mapping, an override of another form, an
-    unknown key (with its nearest match), a value of another type or out of range, a setting that is missing.
+    `choose` gives a more exact model by the values. Raises ConfigError that tells every problem at once: a file that is
+    no YAML mapping, an override of another form, an unknown key (with its nearest match), a value of another type or
+    out of range, a setting that is missing.
     """
-    values = {} if file is None else read_yaml(file)
+    values = read_yaml(file) if file is not None else base.model_dump() if base is not None else {}
     problems = [problem for override in overrides for problem in _apply(values, override)]
+    model = model if choose is None else choose(values)
     settings = None
     try:
         settings = model.model_validate(_with_defaults(model, values), extra="forbid")
@@ -94,8 +104,9 @@ def list_settings(
     """Name as ``--set`` takes it, default, and meaning (choices, description) of every setting."""
     for name, field in model.model_fields.items():
         default = _default(field) if defaults is None else getattr(defaults, name)
-        if isinstance(default, BaseModel):
-            yield from list_settings(type(default), section=f"{section}{name}.", defaults=default)
+        part = type(default) if isinstance(default, BaseModel) else _model_in(field.annotation)
+        if part is not None:
+            yield from list_settings(part, section=f"{section}{name}.", defaults=default)
         else:
             shown = "" if field.is_required() else json.dumps(default, default=str)
             yield f"{section}{name}", shown, "; ".join(filter(None, [_choices(field.annotation), field.description]))
@@ -135,14 +146,25 @@ def _apply(values: dict[str, Any], override: str) -> Iterator[str]:
     except yaml.YAMLError as error:
         yield f"{name}={text!r} is not YAML: {_one_line(error)}"
         return
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            yield f"{name} cannot be set: {section} is {_shown(values)}, not a section"
-            return
-    values[field] = value
+    yield from _put(values, [*sections, field], value, name)
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any, name: str) -> Iterator[str]:
+    """Put the value where the path leads; sections on the way are copied, as a YAML alias may share them."""
+    section, *rest = path
+    if not rest:
+        values[section] = value
+        return
+    given = [key for key, inner in values.items() if isinstance(inner, dict)] if section == "*" else [section]
+    if not given:
+        yield f"{name} sets nothing: no section is given where its * stands"
+    for key in given:
+        inner = values.get(key)
+        if inner is None or isinstance(inner, dict):
+            values[key] = dict(inner or {})
+            yield from _put(values[key], rest, value, name)
+        else:
+            yield f"{name} cannot be set: {key} is {_shown(inner)}, not a section"
 
 
 def _with_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
@@ -150,10 +172,18 @@ def _with_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, 
     filled = dict(values)
     for name, field in model.model_fields.items():
         default = _default(field)
-        if isinstance(default, BaseModel) and isinstance(values.get(name), dict):
-            given = _with_defaults(type(default), values[name])
-            filled[name] = {**{key: getattr(default, key) for key in type(default).model_fields}, **given}
+        section = type(default) if isinstance(default, BaseModel) else _model_in(field.annotation)
+        if section is not None and isinstance(values.get(name), dict):
+            given = _with_defaults(section, values[name])
+            defaults = {} if default is None else {key: getattr(default, key) for key in section.model_fields}
+            filled[name] = {**defaults, **given}
     return filled
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, also of one that may be None; None where it is no section."""
+    parts = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _told(model: type[BaseModel], error: Any) -> str:

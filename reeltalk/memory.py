@@ -1,8 +1,9 @@
-"""Memory that a step frees is kept for its next allocation, instead of being faulted in again."""
+"""Memory that a step frees is kept for its next allocation, instead of being faulted in again; and how much it was."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 _M_TRIM_THRESHOLD = -1
@@ -23,3 +24,9 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def peak_bytes() -> int:
+    """The most memory that the process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10

@@ -110,17 +110,15 @@ def test_from_an_llm_in_a_folder_to_a_finetuned_model(
     mapped = hidden @ weights["text_map.2.weight"].T + weights["text_map.2.bias"]
     np.testing.assert_allclose(text.vectors[text.rows(texts)], mapped.numpy(), atol=2e-2)
 
-    tasks: tuple[Task, ...] = ("item", "comment")
-    for task in tasks:
-        for table, name in ((text, "none"), (raw, "mlp")):
-            chosen = finetune_settings("lsvcr", task).model_validate(
-                {"data": {"history_length": 20}, "train": {"max_epochs": 1, "batch_size": 8, "accelerator": "cpu"}}
-            )
-            model = tmp_path / f"{task}-{name}"
-            system = finetune(toy_dataset, text=table, settings=chosen, out=model, aligned=out)
-            assert isinstance(system.settings.model, LSVCRSettings)
-            assert (system.settings.model.text_map, system.settings.model.dim) == (name, 16)
-            assert read_manifest(model, "model").parents["aligned"] == read_manifest(out, ALIGNED).digest
+    runs: tuple[tuple[Task, TextTable, str], ...] = (("item", text, "none"), ("comment", raw, "mlp"))
+    for task, table, text_map in runs:
+        chosen = finetune_settings("lsvcr", task).model_validate(
+            {"data": {"history_length": 20}, "train": {"max_epochs": 1, "batch_size": 16, "accelerator": "cpu"}}
+        )
+        system = finetune(toy_dataset, text=table, settings=chosen, out=tmp_path / task, aligned=out)
+        assert isinstance(system.settings.model, LSVCRSettings)
+        assert (system.settings.model.text_map, system.settings.model.dim) == (text_map, 16)
+        assert read_manifest(tmp_path / task, "model").parents["aligned"] == read_manifest(out, ALIGNED).digest
 
 
 def test_the_first_step_of_finetuning_starts_at_the_aligned_weights(

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "evaluation": GROUND | {"data", "text"},
     "training": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation"},
     "llm": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training"},
-    "api": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training"},
+    "api": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training", "llm"},
+    "experiments": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training", "llm", "api"},
 }
 TORCH_IN_DATA = {"data/batch.py"}  # a dataset knows no torch; a batch is made of tensors
 

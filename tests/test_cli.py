@@ -32,7 +32,7 @@ assert not heavy, heavy
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    for step in ("prepare", "encode", "finetune", "evaluate", "compare", "models"):
+    for step in ("prepare", "encode", "finetune", "evaluate", "compare", "train", "ablate", "models"):
         assert step in shown.stdout
 
 
@@ -53,6 +53,8 @@ def test_settings_are_listed_in_the_form_that_set_takes() -> None:
     assert "train.learning_rate" in listed
     assert "csv | tensorboard" in listed
     assert "source.num_users" in run("settings", "simulator").stdout
+    chain = run("settings", "train").stdout
+    assert all(name in chain for name in ("align.loss.ssc", "finetune.comment.model.text_dim", "prepare.split"))
     assert "did you mean 'encode'?" in run("settings", "encoed").stderr
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reeltalk.config import list_settings, load_settings, save_settings
 from reeltalk.errors import ConfigError
@@ -110,6 +110,38 @@ def test_every_problem_is_told_at_once_with_its_way_out() -> None:
 def test_a_field_is_not_a_section() -> None:
     assert "name.x cannot be set: name is 'a', not a section" in told("name=a", "name.x=1")
     assert "train=5: expected a valid dictionary" in told("train=5")
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    inner: Settings | None = None
+    other: Settings | None = None
+
+
+def test_a_section_that_may_be_left_out_is_filled_from_its_own_defaults() -> None:
+    assert load_settings(Outer) == Outer(inner=None)
+    assert load_settings(Outer, overrides=["inner={}"]).inner == Settings()
+    inner = load_settings(Outer, overrides=["inner.train.lr=3"]).inner
+    assert inner is not None
+    assert inner.train == Train(lr=3, epochs=7)
+    assert "inner.train.lrr is unknown; did you mean 'lr'?" in told("inner.train.lrr=1", model=Outer)
+    assert "inner.train.lr" in {name for name, _, _ in list_settings(Outer)}
+
+
+def test_a_star_stands_for_every_section_that_is_given() -> None:
+    both = load_settings(Outer, overrides=["inner={}", "other.name=b", "*.train.lr=2"])
+    assert [part and part.train.lr for part in (both.inner, both.other)] == [2, 2]
+    one = load_settings(Outer, base=both, overrides=["other=null", "*.name=c"])
+    assert one.inner == both.inner.model_copy(update={"name": "c"})  # type: ignore[union-attr]
+    assert one.other is None
+    assert "*.name sets nothing: no section is given" in told("*.name=c", model=Outer)
+
+
+def test_an_override_leaves_a_section_alone_that_shares_a_yaml_anchor(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("inner: {train: &train {lr: 2}}\nother: {train: *train}\n")
+    found = load_settings(Outer, file=file, overrides=["inner.train.lr=3"])
+    assert [part and part.train.lr for part in (found.inner, found.other)] == [3, 2]
 
 
 def test_a_missing_setting_names_the_way_to_give_it() -> None:

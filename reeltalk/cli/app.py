@@ -35,9 +35,7 @@ class Commands(TyperGroup):
         except ReeltalkError as error:
             _stop("error: ", str(error), MENDABLE)
         except KeyboardInterrupt:
-            way_on = (
-                "run the same command again: encode, align and finetune go on where they were, the others start afresh"
-            )
+            way_on = "run the same command again: prepare and evaluate start afresh, the others go on where they were"
             _stop("interrupted; ", f"no unfinished folder will be taken for a whole one; {way_on}", INTERRUPTED)
         except Exception as error:
             message = _disk_problem(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from reeltalk.cli.app import app, as_task
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 STEPS = {
     "prepare": ("reeltalk.data.prepare", "PrepareSettings"),
@@ -44,7 +47,7 @@ def sources() -> None:
 
 @app.command()
 def settings(
-    step: Annotated[str, typer.Argument(help="prepare, encode, align, finetune, evaluate, or a source.")],
+    step: Annotated[str, typer.Argument(help="prepare, encode, align, finetune, evaluate, train, or a source.")],
     model: Annotated[str, typer.Option("--model", help="For finetune.")] = "lsvcr",
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
 ) -> None:
@@ -57,14 +60,18 @@ def settings(
     if step == "finetune":
         from reeltalk.training.settings import finetune_settings
 
-        listed = finetune_settings(model, as_task(task))
+        listed: type[BaseModel] = finetune_settings(model, as_task(task))
+    elif step == "train":
+        from reeltalk.experiments.chain import chain_settings
+
+        listed = chain_settings()
     elif step in STEPS:
         module, name = STEPS[step]
         listed = getattr(import_module(module), name)
     elif step in SOURCES:
         listed, section = import_module(SOURCES[step].module).Settings, "source."
     else:
-        raise ConfigError(f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', *SOURCES])}")
+        raise ConfigError(f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', 'train', *SOURCES])}")
     table = Table(Column("setting", no_wrap=True), "default", "", box=None)
     for row in list_settings(listed, section=section):
         table.add_row(*(Text(cell) for cell in row))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from reeltalk.evaluation.report import Report
     from reeltalk.evaluation.significance import Comparison
+    from reeltalk.experiments.show import Grid
 
 PIPE_WIDTH = 200
 
@@ -27,6 +28,11 @@ def print_facts(out: Path, facts: Mapping[str, Any]) -> None:
             value = {key: count for key, count in value.items() if count}
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         console.print(Text(f"  {name}: {shown}"))
+
+
+def print_step(name: str, folder: Path, *, was_there: bool) -> None:
+    """A step of a chain that is done."""
+    Console(highlight=False, soft_wrap=True).print(Text(f"{name}: {folder}{' was there' if was_there else ''}"))
 
 
 def print_systems(report: Report) -> None:
@@ -50,6 +56,15 @@ def print_comparisons(found: Mapping[str, Mapping[str, Comparison]], name_a: str
             gain = "" if of.gain is None else f"{of.gain:+.1%}"
             tests = ["" if p is None else f"{p:.2g}" for p in (of.p_ttest, of.p_bootstrap)]
             table.add_row(metric, f"{of.mean_a:.4f}", f"{of.mean_b:.4f}", f"{of.difference:+.4f}", bounds, gain, *tests)
+        _console().print(table)
+
+
+def print_grids(grids: Iterable[Grid]) -> None:
+    """The tables of a study."""
+    for grid in grids:
+        table = _table(grid.title, *grid.columns)
+        for row in grid.rows:
+            table.add_row(*(Text(cell) for cell in row))
         _console().print(table)
 
 

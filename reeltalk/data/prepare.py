@@ -94,7 +94,13 @@ def prepare(
                 kind="dataset",
                 config={"source_name": source, **settings.model_dump(mode="json")},
                 parents={},
-                facts={"source": source, "clock": log.clock, "split": settings.split, **facts},
+                facts={
+                    "source": source,
+                    "raw": None if raw is None else str(raw.resolve()),
+                    "clock": log.clock,
+                    "split": settings.split,
+                    **facts,
+                },
             )
     return Dataset.load(out)
 

@@ -87,8 +87,8 @@ def bars(title: str, of: Sequence[Series]) -> str:
         return _svg(figure, title)
 
 
-def lines(title: str, ks: Sequence[int], of: Sequence[Series]) -> str:
-    """A metric by K, a line a system."""
+def lines(title: str, xs: Sequence[int], of: Sequence[Series], *, axis: str = "K") -> str:
+    """A metric by K, or by what `axis` says, a line a system."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(THIRD, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -96,9 +96,9 @@ def lines(title: str, ks: Sequence[int], of: Sequence[Series]) -> str:
             values = [np.nan if bar is None else bar.mean for bar in series.bars]
             dashes = "--" if series.kind == "ceiling" else "-"
             width = 2.4 if series.kind == "reported" else 1.4
-            axes.plot(ks, values, color=series.colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
-        axes.set_xticks(ks)
-        axes.set_xlabel("K")
+            axes.plot(xs, values, color=series.colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
+        axes.set_xticks(xs)
+        axes.set_xlabel(axis)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.7)
         axes.set_title(title)

@@ -8,9 +8,7 @@ Differs from the paper: before the LLM joins, the sequential model and its text 
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +30,7 @@ from reeltalk.errors import ConfigError
 from reeltalk.llm.prompts import Order, Prompt, PromptWriter
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings, AlignTrainSettings
-from reeltalk.memory import keep_freed_memory
+from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.models import build
 from reeltalk.models.lsvcr import LSVCR
 from reeltalk.objectives import Terms, alignment_objective
@@ -230,12 +228,13 @@ class AlignModule(StageModule):
         found = alignment_objective(self.recommender, batch, text_UE, supplemental_TD)
         return terms | {name: term for name, term in found.items() if self.weights.get(name, True)}
 
-    def on_train_batch_start(self, example: AlignExample, batch_idx: int) -> None:
+    def on_train_start(self) -> None:
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, example: AlignExample, batch_idx: int) -> None:
         is_warm = self.batches.steps_done <= self.settings.warm_steps
-        self.counts["warm_seconds" if is_warm else "seconds"] += time.perf_counter() - self._began
+        before, self._began = self._began, time.perf_counter()  # making the batch is in it
+        self.counts["warm_seconds" if is_warm else "seconds"] += self._began - before
 
     def _count(self, example: AlignExample) -> None:
         self.counts["prompts"] += len(example.prompts)
@@ -267,9 +266,22 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     align on.
     """
     keep_freed_memory()
-    train, data = settings.train, settings.data
+    train = settings.train
     if train.batch_size % train.devices or train.warm_batch_size % train.devices:
         raise ConfigError(f"batches of {train.batch_size} and {train.warm_batch_size} do not divide by {train.devices}")
+    module = new_module(dataset, text, settings)
+    config, parents = settings.model_dump(mode="json"), {"dataset": dataset.manifest.digest, "text": text.encoding}
+    is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
+    save_settings(settings, out / CONFIG)
+    trainer = fit(module, out, train, is_resumed=is_resumed, log_every=10, max_steps=len(module.batches), max_epochs=-1)
+    if trainer.is_global_zero:
+        _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
+    trainer.strategy.barrier()
+
+
+def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings) -> AlignModule:
+    """What is trained, at its start: the seed fixes it. Raises as `align`."""
+    train = settings.train
     torch.manual_seed(train.seed)
     recommender = cast(
         LSVCR,
@@ -278,7 +290,7 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
             "item",
             settings.model,
             titles=torch.zeros(1, text.width),
-            history_length=data.num_positions,
+            history_length=settings.data.num_positions,
             seed=train.seed,
         ),
     )
@@ -287,14 +299,7 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)
     recommender.start_text_map(_sample(text, train.seed))
-    module = AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).train()
-    config, parents = settings.model_dump(mode="json"), {"dataset": dataset.manifest.digest, "text": text.encoding}
-    is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
-    save_settings(settings, out / CONFIG)
-    trainer = fit(module, out, train, is_resumed=is_resumed, log_every=10, max_steps=len(module.batches), max_epochs=-1)
-    if trainer.is_global_zero:
-        _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
-    trainer.strategy.barrier()
+    return AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).train()
 
 
 def instances_of(dataset: Dataset, settings: AlignSettings) -> Instances:
@@ -330,7 +335,7 @@ def _finish(
     counts = {name: round(value, 1) for name, value in module.counts.items()}
     facts = counts | {
         "losses": {name: round(float(np.mean(values)), 4) for name, values in module.recent.items()},
-        "peak_memory_mib": _peak_memory_mib(),
+        "peak_bytes": peak_bytes(),
         "num_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "dataset": str(dataset.path.resolve()),
         "text": str(text.path.resolve()),
@@ -353,8 +358,3 @@ def _sample(text: TextTable, seed: int) -> Tensor:
     """Some of the table's vectors, for a PCA."""
     rows = np.random.default_rng(seed).permutation(len(text.vectors))[:_PCA_TEXTS]
     return torch.from_numpy(text.vectors[np.sort(rows)].astype(np.float32))
-
-
-def _peak_memory_mib() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))

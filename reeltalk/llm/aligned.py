@@ -82,6 +82,9 @@ def _mapped_table(table: TextTable, aligned: Path, manifest: Manifest, out: Path
     config = table.manifest.config | {"weights": manifest.digest, "width": width, "is_mapped": True}
     if (out / MANIFEST).is_file():
         require_same_encoding(out, config)
+        held = TextTable.load(out)
+        if len(held.vectors) == len(table.vectors):
+            return held
     with new_folder(out, overwrite=True) as partial:
         shape = (len(table.vectors), width)
         vectors = np.lib.format.open_memmap(partial / VECTORS, "w+", np.float16, shape)

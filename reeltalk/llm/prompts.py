@@ -30,6 +30,7 @@ Language = Literal["en", "zh"]
 Order = Literal["items_first", "records_first"]
 
 TEMPLATES = Path(__file__).with_name("templates.yaml")
+_TEXTS_KEPT = 200_000  # tokens of as many texts stay at hand
 _LENGTH_STEP = 16  # prompts are padded to a multiple of this, so that kernels are prepared for few shapes
 
 
@@ -212,6 +213,8 @@ class PromptWriter:
         """A title or comment on one line, cut to `max_text_tokens`."""
         key = text, space
         if key not in self._texts:
+            if len(self._texts) == _TEXTS_KEPT:
+                self._texts.clear()
             limit = self._settings.max_text_tokens
             line = " ".join(text.split()) or self._template.no_text
             ids = self._ids(space + line[: limit * CHARACTERS_PER_TOKEN])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
-from reeltalk.memory import keep_freed_memory
+from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.settings import FinetuneSettings
@@ -55,14 +55,14 @@ def finetune(
         accumulate_grad_batches=train.accumulate,
     )
     if trainer.is_global_zero:
-        _finish(out, system, best, config=config, parents=parents, dataset=dataset, text=text)
+        _finish(out, module, best, config=config, parents=parents, dataset=dataset, text=text)
     trainer.strategy.barrier()
     return load_system(out, dataset=dataset, text=text)
 
 
 def _finish(
     out: Path,
-    system: System,
+    module: FinetuneModule,
     best: ModelCheckpoint,
     *,
     config: dict[str, object],
@@ -76,7 +76,9 @@ def _finish(
     shutil.rmtree(out / CHECKPOINTS)
     facts = {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
-        "num_parameters": sum(parameter.numel() for parameter in system.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),
+        "seconds": round(module.seconds, 1),
+        "peak_bytes": peak_bytes(),
         "dataset": str(dataset.path.resolve()),
         "text": None if text is None else str(text.path.resolve()),
     }

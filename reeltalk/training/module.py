@@ -66,6 +66,7 @@ class FinetuneModule(StageModule):
         self.settings: TrainSettings = system.settings.train
         self.batches = WindowBatches(system, windows)
         self.validation = Validation(system)
+        self.seconds = 0.0  # of whole epochs, over all runs
 
     def train_dataloader(self) -> WindowBatches:
         self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
@@ -106,6 +107,13 @@ class FinetuneModule(StageModule):
     def on_train_epoch_end(self) -> None:
         seconds = time.perf_counter() - self.epoch_began
         self.log_dict({"validation": self.validation.value(), "seconds": seconds}, prog_bar=True)
+        self.seconds += time.perf_counter() - self.epoch_began
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]
 
     def transfer_batch_to_device(self, batch: Example, device: torch.device, dataloader_idx: int) -> Example:
         histories, targets = batch

@@ -1,0 +1,75 @@
+"""What stands on the steps: whole chains and studies, each from one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reeltalk.cli.app import Out, Set, app
+from reeltalk.cli.printing import print_facts, print_grids, print_step
+from reeltalk.errors import ConfigError, nearest
+
+ChainFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings of a chain as YAML.")]
+
+
+@app.command()
+def train(config: ChainFile, out: Out, overrides: Set = None) -> None:
+    """Run the whole chain, from the raw log to the reports; steps that are done are skipped."""
+    from reeltalk.experiments.chain import load_chain
+    from reeltalk.experiments.runner import run_chain
+
+    for made in run_chain(load_chain(config, overrides=overrides or []), out=out):
+        print_step(made.step, made.folder, was_there=made.was_there)
+
+
+@app.command()
+def ablate(
+    config: ChainFile,
+    out: Out,
+    study: Annotated[
+        str,
+        typer.Option(
+            "--study",
+            metavar="ablations|steps|unseen|comments|backbones",
+            help="The paper's table 5, figure 3 (with --steps), figure 4; which comments; which LLM (with --llms).",
+        ),
+    ] = "ablations",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How often each variant is trained.")] = 3,
+    steps: Annotated[
+        str | None, typer.Option("--steps", metavar="N,N,..", help="Numbers of alignment steps, for --study steps.")
+    ] = None,
+    llms: Annotated[
+        str | None, typer.Option("--llms", metavar="NAME,NAME,..", help="LLMs, for --study backbones.")
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Train variants of a chain that each lack a part, and hold them against the whole; run again, it goes on."""
+    from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
+    from reeltalk.experiments.chain import load_chain
+    from reeltalk.experiments.show import grids
+    from reeltalk.experiments.study import run_study
+
+    base = load_chain(config, overrides=overrides or [])
+    if (steps is not None) != (study == "steps"):
+        raise ConfigError("--steps and --study steps go together; give both, as in --study steps --steps 0,1000,5000")
+    if (llms is not None) != (study == "backbones"):
+        raise ConfigError("--llms and --study backbones go together; give both, as in --study backbones --llms a,b")
+    if study == "steps":
+        plan = alignment_steps(base, _numbers(str(steps)))
+    elif study == "backbones":
+        plan = backbones(base, str(llms).split(","))
+    elif study in (plans := {"ablations": ablations, "unseen": unseen, "comments": comments}):
+        plan = plans[study](base)
+    else:
+        raise ConfigError(f"--study {study!r} is unknown;{nearest(study, [*plans, 'steps', 'backbones'])}")
+    print_grids(grids(run_study(base, plan, seeds=range(seeds), out=out)))
+    print_facts(out, {"table": str(out / "study.md")})
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--steps {text!r}: expected whole numbers with commas between, as in 0,1000,5000") from None

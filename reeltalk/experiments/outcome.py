@@ -1,0 +1,178 @@
+"""What the runs of a study reached, from their report folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from reeltalk.artifacts import MANIFEST, read_manifest
+from reeltalk.data.dataset import Task
+from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
+
+ALL = "all"  # the part that is every target
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the folder of each step that is done, and what stopped it where it failed."""
+
+    variant: str
+    seed: int
+    task: Task
+    folders: dict[str, str]
+    error: str | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A variant's figures in one task, over some targets.
+
+    by_seed: means over targets. mean: over seeds. against_first: per-user values averaged over the seeds that both
+    have, against those of the first variant; empty for that itself, and where the two were not measured on the same
+    targets. All by protocol and metric.
+    """
+
+    targets: int
+    by_seed: dict[int, dict[str, dict[str, float]]]
+    mean: dict[str, dict[str, float]]
+    against_first: dict[str, dict[str, Comparison]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took, where its folder tells: the mean over seeds, and the most."""
+
+    seconds: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that ``study.json`` holds. parts: task -> part of the targets -> variant; costs: variant -> step."""
+
+    variants: dict[str, list[str]]
+    seeds: list[int]
+    parts: dict[str, dict[str, dict[str, Reached]]]
+    costs: dict[str, dict[str, Cost]]
+    cells: list[Cell]
+
+    @property
+    def failures(self) -> list[Cell]:
+        """The runs that failed."""
+        return [cell for cell in self.cells if cell.error is not None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run: the digest of its dataset, its per-user values in the order of their keys."""
+
+    dataset: str
+    values: pl.DataFrame
+
+
+_Runs = dict[str, dict[int, _Run]]  # variant -> seed
+
+
+def study_of(
+    cells: Sequence[Cell], *, variants: Mapping[str, Sequence[str]], seeds: Sequence[int], segments: Sequence[str] = ()
+) -> Study:
+    """The study of some runs; the first variant is what the others are held against."""
+    parts: dict[str, dict[str, dict[str, Reached]]] = {}
+    for task in dict.fromkeys(cell.task for cell in cells):
+        runs: _Runs = {name: {} for name in variants}
+        for cell in cells:
+            if cell.task == task and cell.error is None:
+                runs[cell.variant][cell.seed] = _read(Path(cell.folders[f"{task}-report"]))
+        parts[task] = {part: _reached(runs, part) for part in (ALL, *segments)}
+    return Study(
+        variants={name: list(overrides) for name, overrides in variants.items()},
+        seeds=list(seeds),
+        parts=parts,
+        costs={name: _costs([cell for cell in cells if cell.variant == name]) for name in variants},
+        cells=list(cells),
+    )
+
+
+def _read(report: Path) -> _Run:
+    manifest = read_manifest(report, "report")
+    return _Run(manifest.parents["dataset"], pl.read_parquet(report / PER_USER).sort(KEYS))
+
+
+def _reached(runs: _Runs, part: str) -> dict[str, Reached]:
+    """The figures of every variant that has any on this part."""
+    of_part = {
+        variant: {seed: run for seed, whole in of.items() if len((run := _part(whole, part)).values)}
+        for variant, of in runs.items()
+    }
+    first = next(iter(of_part))
+    found = {}
+    for variant, of in of_part.items():
+        if of:
+            by_seed = {seed: _means(run.values) for seed, run in of.items()}
+            mean = {
+                protocol: {
+                    name: float(np.mean([each[protocol][name] for each in by_seed.values()])) for name in metrics
+                }
+                for protocol, metrics in next(iter(by_seed.values())).items()
+            }
+            against = {} if variant == first else _compared(of, of_part[first])
+            found[variant] = Reached(len(next(iter(of.values())).values), by_seed, mean, against)
+    return found
+
+
+def _part(run: _Run, part: str) -> _Run:
+    return run if part == ALL else _Run(run.dataset, run.values.filter(pl.col(f"segments.{part}")))
+
+
+def _means(values: pl.DataFrame) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for column in metric_columns(values):
+        protocol, metric = column.split(".", 1)
+        found.setdefault(protocol, {})[metric] = float(values[column].to_numpy().mean())
+    return found
+
+
+def _compared(of: dict[int, _Run], first: dict[int, _Run]) -> dict[str, dict[str, Comparison]]:
+    both = [seed for seed in of if seed in first]
+    runs = [run[seed] for run in (of, first) for seed in both]
+    if not both or any(
+        run.dataset != runs[0].dataset or not run.values.select(KEYS).equals(runs[0].values.select(KEYS))
+        for run in runs
+    ):
+        return {}
+    return compare(_averaged([of[seed] for seed in both]), _averaged([first[seed] for seed in both]))
+
+
+def _averaged(runs: Sequence[_Run]) -> pl.DataFrame:
+    """Per-user values, the metrics averaged over runs that hold the same targets."""
+    metrics = [
+        np.mean([run.values[name].to_numpy() for run in runs], axis=0) for name in metric_columns(runs[0].values)
+    ]
+    names = metric_columns(runs[0].values)
+    return runs[0].values.with_columns(pl.Series(name, of) for name, of in zip(names, metrics, strict=True))
+
+
+def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
+    folders: dict[str, set[str]] = {}
+    for cell in cells:
+        for step, folder in cell.folders.items():
+            folders.setdefault(step, set()).add(folder)
+    return {step: _cost([_facts(Path(folder)) for folder in sorted(of)]) for step, of in folders.items()}
+
+
+def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
+    seconds = [float(each["seconds"]) for each in facts if each.get("seconds") is not None]
+    peaks = [int(each["peak_bytes"]) for each in facts if each.get("peak_bytes") is not None]
+    return Cost(float(np.mean(seconds)) if seconds else None, max(peaks, default=None))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["facts"]
+    return facts

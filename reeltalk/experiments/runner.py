@@ -1,0 +1,189 @@
+"""The steps of chains, run where they are still to be run: prepare, encode, align, encode again, finetune, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reeltalk.api import Dataset, TextTable, encode, evaluate_model, finetune, prepare
+from reeltalk.artifacts import MANIFEST, digest_of, is_finished, read_manifest
+from reeltalk.data.dataset import Task
+from reeltalk.data.sources import source_settings
+from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
+from reeltalk.experiments.chain import ChainSettings
+from reeltalk.training.settings import TrainerSettings
+from reeltalk.training.start import start_settings
+
+DATA, TEXT, ALIGNED, TEXT_ALIGNED = "data", "text", "aligned", "text-aligned"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step is asked for: its name, its resolved settings, and the digests of what it reads."""
+
+    name: str
+    settings: dict[str, Any]
+    parents: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        return digest_of(asdict(self))
+
+
+class Made(NamedTuple):
+    """A step's folder, and whether it was finished before."""
+
+    step: str
+    folder: Path
+    was_there: bool
+
+
+def run_chain(settings: ChainSettings, *, out: Path) -> Iterator[Made]:
+    """Run a chain in the folder `out`, a folder a step; yields each step that is done.
+
+    Finished steps are skipped, interrupted ones go on. Raises ArtifactError where a folder was made with other settings
+    or from other parents, and what the steps raise.
+    """
+    runner, seen = Runner(lambda step: out / step.name), set()
+    for task in settings.tasks:
+        for made in runner.run(settings, task):
+            if made.step not in seen:
+                seen.add(made.step)
+                yield made
+
+
+def told(error: Exception) -> str:
+    """An error in a line; one that is no user's to mend by its kind too."""
+    return str(error) if isinstance(error, ReeltalkError) else f"{type(error).__name__}: {error}"
+
+
+class Runner:
+    """Runs chains whose steps may be shared: one that is done is not done again, one that failed is not tried again."""
+
+    def __init__(self, place: Callable[[Step], Path]) -> None:
+        """`place` names the folder of a step."""
+        self._place = place
+        self._made: dict[Path, Made] = {}
+        self._failed: dict[Path, str] = {}  # not the errors: their tracebacks would keep models in memory
+
+    def run(self, settings: ChainSettings, task: Task) -> Iterator[Made]:
+        """Run what the report of one task needs, as `run_chain` does; yields each step that is done."""
+        yield (made := self._dataset(settings))
+        dataset = Dataset.load(made.folder)
+        text, aligned = None, None
+        if settings.reads_text(task):
+            yield (made := self._text(settings, dataset))
+            text = TextTable.load(made.folder)
+            if settings.align is not None:
+                yield (made := self._aligned(settings, dataset, text))
+                aligned = made.folder
+                yield (made := self._text_aligned(settings, dataset, aligned))
+                text = TextTable.load(made.folder)
+        yield (made := self._model(settings, task, dataset, text, aligned))
+        yield self._report(settings, task, dataset, text, made.folder)
+
+    def _dataset(self, settings: ChainSettings) -> Made:
+        if settings.dataset is not None:
+            read_manifest(settings.dataset, "dataset")
+            return Made(DATA, settings.dataset, was_there=True)
+        assert settings.source is not None
+        of_source = source_settings(settings.source, settings.prepare.source).model_dump(mode="json")
+        config = {"source_name": settings.source, **settings.prepare.model_dump(mode="json"), "source": of_source}
+        if config["split"] is None:
+            del config["split"]  # the log's clock chooses it
+        raw = None if settings.raw is None else str(settings.raw.resolve())
+
+        def make(out: Path) -> None:
+            if not is_finished(out, kind="dataset", config=config, parents={}):
+                prepare(str(settings.source), raw=settings.raw, out=out, settings=settings.prepare)
+            made_from = read_manifest(out, "dataset").facts.get("raw")
+            if made_from not in (None, raw):  # None: a folder from before this was told
+                raise ArtifactError(f"{out} was made from {made_from}, not from {raw}; choose another folder")
+
+        return self._once(Step(DATA, {**config, "raw": raw}, {}), make)
+
+    def _text(self, settings: ChainSettings, dataset: Dataset) -> Made:
+        if settings.text is not None:
+            read_manifest(settings.text, "text")
+            return Made(TEXT, settings.text, was_there=True)
+        step = Step(TEXT, settings.encode.model_dump(mode="json"), {"dataset": dataset.manifest.digest})
+        return self._once(step, lambda out: encode(dataset, out=out, settings=settings.encode))
+
+    def _aligned(self, settings: ChainSettings, dataset: Dataset, text: TextTable) -> Made:
+        from reeltalk.llm.align import align
+
+        chosen = settings.align
+        assert chosen is not None
+        parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
+        step = Step(ALIGNED, chosen.model_dump(mode="json"), parents)
+        run = partial(align, dataset, text=text, settings=chosen)
+        return self._train(step, ALIGNED, chosen.train, lambda out: run(out=out))
+
+    def _text_aligned(self, settings: ChainSettings, dataset: Dataset, aligned: Path) -> Made:
+        from reeltalk.llm.aligned import encode_aligned
+
+        chosen = settings.encode_aligned
+        parents = {"dataset": dataset.manifest.digest, "aligned": read_manifest(aligned, ALIGNED).digest}
+        step = Step(TEXT_ALIGNED, {} if chosen is None else chosen.model_dump(mode="json"), parents)
+        return self._once(step, lambda out: encode_aligned(dataset, aligned, out=out, settings=chosen))
+
+    def _model(
+        self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, aligned: Path | None
+    ) -> Made:
+        chosen = settings.tasks[task]
+        parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
+        start: dict[str, Any] = {}
+        if aligned is not None:
+            parents["aligned"] = read_manifest(aligned, ALIGNED).digest
+            start["aligned"] = aligned
+            chosen = start_settings(chosen, aligned, text)
+        step = Step(task, chosen.model_dump(mode="json"), parents)
+        run = partial(finetune, dataset, text=text, settings=chosen, **start)
+        return self._train(step, "model", chosen.train, lambda out: run(out=out))
+
+    def _report(
+        self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, model: Path
+    ) -> Made:
+        chosen = settings.evaluate
+        config = chosen.model_dump(mode="json")
+        parents = {"dataset": dataset.manifest.digest, "model": read_manifest(model, "model").digest}
+
+        def make(out: Path) -> None:
+            protocol = {"split": "test", "settings": config}
+            if not is_finished(out, kind="report", config={"protocol": protocol}, parents=parents):
+                evaluate_model(model, out=out, dataset=dataset, text=text, settings=chosen)
+
+        return self._once(Step(f"{task}-report", config, parents), make)
+
+    def _train(self, step: Step, kind: str, settings: TrainerSettings, run: Callable[[Path], object]) -> Made:
+        """A step that refuses a finished folder."""
+
+        def make(out: Path) -> None:
+            if is_finished(out, kind=kind, config=step.settings, parents=step.parents):
+                return
+            if settings.devices > 1:
+                # its processes are this command again, and would run the other steps beside one another
+                raise ConfigError(
+                    f"{step.name}: train.devices={settings.devices}, but a chain runs in one process; run this step by "
+                    f"its own command with --out {out}, then the chain, which will find it done"
+                )
+            run(out)
+
+        return self._once(step, make)
+
+    def _once(self, step: Step, make: Callable[[Path], object]) -> Made:
+        out = self._place(step)
+        if out in self._failed:
+            raise ReeltalkError(self._failed[out])
+        if out not in self._made:
+            made = Made(step.name, out, was_there=(out / MANIFEST).is_file())
+            try:
+                make(out)
+            except Exception as error:
+                self._failed[out] = told(error)
+                raise
+            self._made[out] = made
+        return self._made[out]

@@ -1,0 +1,261 @@
+"""Studies: shared steps are made once, figures are those of the reports, a failed run stops no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_chains import fake_alignment, manifests, write_config
+from typer.testing import CliRunner, Result
+
+from reeltalk.cli import app
+from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ConfigError
+from reeltalk.evaluation.significance import compare
+from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
+from reeltalk.experiments.chain import ChainSettings, load_chain
+from reeltalk.experiments.outcome import Study
+from reeltalk.experiments.show import curves_page, grids, markdown
+from reeltalk.experiments.study import Plan, run_study
+
+SEEDS = (0, 1)
+PLAN = Plan(
+    {
+        "full": [],
+        "slow": ["finetune.*.train.learning_rate=1e-5"],
+        "broken": ["finetune.*.train.monitor=ngdc@10"],
+        "no-lm": ["align.loss.lm=13", "finetune.comment=null"],
+    },
+    segments=("users.unseen", "items.others"),
+    axis="something",
+    points={"full": 0, "slow": 10},
+)
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def calls(patch: pytest.MonkeyPatch) -> list[str]:
+    return fake_alignment(patch)
+
+
+@pytest.fixture(scope="module")
+def base(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, calls: list[str]) -> ChainSettings:
+    file = write_config(tmp_path_factory.mktemp("study") / "chain.yaml", dataset=str(toy_dataset.path), align={})
+    return load_chain(file)
+
+
+@pytest.fixture(scope="module")
+def out(base: ChainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study") / "out"
+
+
+@pytest.fixture(scope="module")
+def study(base: ChainSettings, out: Path) -> Study:
+    return run_study(base, PLAN, seeds=SEEDS, out=out)
+
+
+def reports(study: Study, task: str, variant: str) -> dict[int, Path]:
+    cells = [cell for cell in study.cells if (cell.task, cell.variant) == (task, variant)]
+    return {cell.seed: Path(cell.folders[f"{task}-report"]) for cell in cells}
+
+
+def document(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def test_shared_steps_are_made_once(study: Study, out: Path, calls: list[str]) -> None:
+    made = sorted(
+        path.name.rsplit("-", 1)[0] for path in (out / "runs").iterdir() if (path / "manifest.json").is_file()
+    )
+    # one encoding for all, one alignment a seed, and a model and its report for each of two variants, two seeds
+    models = [name for name in ("comment", "comment-report", "item", "item-report") for _ in range(4)]
+    assert made == sorted([*models, "text", *["aligned", "text-aligned"] * 2])
+    assert calls.count("encode_aligned") == 2
+    assert calls.count("align") == 4  # two of them fail
+
+
+@pytest.mark.parametrize(("task", "protocols"), [("item", {"sampled", "full"}), ("comment", {"sampled"})])
+def test_figures_are_those_of_the_reports(study: Study, task: str, protocols: set[str]) -> None:
+    for variant in ("full", "slow"):
+        reached = study.parts[task]["all"][variant]
+        assert set(reached.mean) == protocols
+        found = {seed: document(folder) for seed, folder in reports(study, task, variant).items()}
+        assert set(found) == set(SEEDS)
+        for protocol, metrics in reached.mean.items():
+            for name, mean in metrics.items():
+                by_seed = {seed: each["metrics"][protocol][name]["mean"] for seed, each in found.items()}
+                assert {s: of[protocol][name] for s, of in reached.by_seed.items()} == pytest.approx(by_seed)
+                assert mean == pytest.approx(np.mean(list(by_seed.values())))
+        segment = found[1]["segments"]["items"]["others"]
+        part = study.parts[task]["items.others"][variant]
+        assert part.targets == segment["targets"] > 0
+        assert part.by_seed[1]["sampled"]["mrr"] == pytest.approx(segment["metrics"]["sampled"]["mrr"]["mean"])
+
+
+def test_the_paired_test_is_on_values_averaged_over_seeds(study: Study) -> None:
+    found = study.parts["item"]["all"]["slow"].against_first["full"]["ndcg@10"]
+    frames = {
+        variant: [pl.read_parquet(folder / "per_user.parquet") for folder in reports(study, "item", variant).values()]
+        for variant in ("full", "slow")
+    }
+    mean = {
+        variant: first.with_columns(pl.Series("full.ndcg@10", (first["full.ndcg@10"] + second["full.ndcg@10"]) / 2))
+        for variant, (first, second) in frames.items()
+    }
+    expected = compare(mean["slow"], mean["full"])["full"]["ndcg@10"]
+    assert (found.difference, found.p_ttest) == pytest.approx((expected.difference, expected.p_ttest))
+    means = {name: study.parts["item"]["all"][name].mean["full"]["ndcg@10"] for name in ("full", "slow")}
+    assert found.difference == pytest.approx(means["slow"] - means["full"])
+    assert study.parts["item"]["all"]["full"].against_first == {}
+
+
+def test_failed_runs_are_told_and_stop_nothing(study: Study, out: Path) -> None:
+    failed = {(cell.variant, cell.task, cell.seed): cell for cell in study.failures}
+    assert set(failed) == {("broken", task, seed) for task in ("item", "comment") for seed in SEEDS} | {
+        ("no-lm", "item", seed) for seed in SEEDS
+    }
+    assert failed["no-lm", "item", 0].error == "ArithmeticError: the loss is no number"
+    assert "'ngdc@10' is no metric" in str(failed["broken", "item", 0].error)
+    assert "Traceback" in str(failed["no-lm", "item", 1].trace)
+    kept = json.loads((out / "variants" / "no-lm" / "seed-1.json").read_text())
+    assert kept["tasks"]["item"]["error"] == "ArithmeticError: the loss is no number"
+    assert set(kept["tasks"]) == {"item"}
+    assert "broken" not in study.parts["item"]["all"]
+
+
+def test_what_is_written_and_shown(study: Study, out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {"runs", "variants", "study.json", "study.md", "study.html"}
+    saved = json.loads((out / "study.json").read_text())
+    assert saved["parts"]["item"]["all"]["full"]["mean"] == study.parts["item"]["all"]["full"].mean
+    text = (out / "study.md").read_text()
+    assert text == markdown(study)
+    mean = study.parts["comment"]["all"]["slow"].mean["sampled"]
+    shown = [line for line in text.splitlines() if line.startswith("| slow") and f"{mean['mrr']:.4f}" in line]
+    assert shown
+    assert f"{mean['recall@10']:.4f}" in shown[0]
+    assert "the loss is no number" in text
+    assert "0, 2 failed" in text
+    assert "| no-lm |  |  |  |  |  |  |  | not run |" in text
+    costs = {grid.title: grid for grid in grids(study)}
+    seconds = costs["seconds"]
+    # the stand-in for alignment says 2 s with seed 0, 3 s with seed 1
+    assert seconds.rows[0][seconds.columns.index("aligned")] == "2.5"
+    assert costs["peak memory, MiB"].rows[0][1:] == ["1,024"]
+    page = (out / "study.html").read_text()
+    assert page == curves_page(study, axis=PLAN.axis, points=PLAN.points)
+    assert page.count("<svg") == 3
+    assert "something" in page
+
+
+def test_run_again_it_makes_only_what_is_missing(
+    study: Study, base: ChainSettings, out: Path, calls: list[str]
+) -> None:
+    before = manifests(out)
+    gone = reports(study, "item", "slow")[1]
+    (gone / "manifest.json").unlink()
+    for path in gone.iterdir():
+        path.unlink()
+    del before[str((gone / "manifest.json").relative_to(out))]
+    plan = Plan({name: PLAN.variants[name] for name in ("full", "slow")}, segments=PLAN.segments)
+    trained = calls.count("finetune")
+    again = run_study(base, plan, seeds=SEEDS, out=out)
+    assert calls.count("finetune") == trained
+    after = manifests(out)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+    assert again.parts["item"]["all"] == study.parts["item"]["all"]
+
+
+def test_mistakes_of_every_variant_are_told_at_once(base: ChainSettings, tmp_path: Path) -> None:
+    plan = Plan({"a/b": [], "typo": ["align.loss.scc=0"], "nothing": ["finetune.item.model.dims=1"]})
+    with pytest.raises(ConfigError) as caught:
+        run_study(base, plan, seeds=SEEDS, out=tmp_path / "o")
+    for message in ("'a/b' names a folder", "variant typo", "did you mean 'vcc'?", "variant nothing", "'dim'?"):
+        assert message in str(caught.value)
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(ConfigError, match="0 variants"):
+        run_study(base, Plan({}), seeds=SEEDS, out=tmp_path / "o")
+
+
+def test_the_papers_ablations_each_change_what_they_name(base: ChainSettings) -> None:
+    plan = ablations(base)
+    assert len(plan.variants) == 10
+    chains = {name: load_chain(base=base, overrides=of) for name, of in plan.variants.items()}
+    assert next(iter(chains)) == "full"
+    assert chains["full"] == base
+    assert all(chain != base for name, chain in chains.items() if name != "full")
+    aligned = {name: chain.align for name, chain in chains.items() if chain.align is not None}
+    assert len(aligned) == 10
+    assert (aligned["no-ssc"].loss.ssc, aligned["no-vcc"].loss.vcc, aligned["no-lm"].loss.lm) == (0, 0, 0)
+    assert aligned["no-diversification"].data.history_probability == 0
+    assert aligned["no-drawn-positions"].data.num_positions == aligned["full"].data.history_length
+    assert aligned["no-alignment"].train.steps == 0
+    assert aligned["frozen-encoder"].encoder == "frozen"
+    assert [of.train.regularisation for of in chains["no-regularisation"].tasks.values()] == [0, 0]
+    assert list(chains["no-comments"].tasks) == ["item"]
+    assert not chains["no-comments"].tasks["item"].data.comments
+    comment_only = load_chain(base=base, overrides=["finetune.item=null"])
+    assert "no-comments" not in ablations(comment_only).variants
+
+
+def test_the_papers_figures_as_plans(base: ChainSettings) -> None:
+    plan = alignment_steps(base, [0, 100])
+    assert plan.variants == {"steps-0": ["align.train.steps=0"], "steps-100": ["align.train.steps=100"]}
+    assert plan.points == {"steps-0": 0, "steps-100": 100}
+    chain = load_chain(base=base, overrides=unseen(base).variants["no-alignment"])
+    assert chain.align is not None
+    assert chain.align.train.steps == 0
+    assert not any(of.model.use_item_ids for of in chain.tasks.values())  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="each once"):
+        alignment_steps(base, [5, 5])
+    for overrides in comments(base).variants.values():
+        chain = load_chain(base=base, overrides=overrides)
+        assert chain.align is not None
+        assert (chain == base) == (not overrides)
+    by_llm = backbones(base, ["minilm", "some/LLM-0.5B"]).variants
+    assert list(by_llm) == ["minilm", "some-LLM-0.5B"]
+    chain = load_chain(base=base, overrides=by_llm["some-LLM-0.5B"])
+    assert chain.align is not None
+    assert (chain.encode.encoder, chain.align.llm.name) == ("some/LLM-0.5B",) * 2
+    with pytest.raises(ConfigError, match="each once"):
+        backbones(base, ["minilm", "minilm"])
+    with pytest.raises(ConfigError, match="the chain has none"):
+        unseen(load_chain(base=base, overrides=["align=null"]))
+
+
+def ablate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["ablate", *map(str, arguments)])
+
+
+def test_ablate_prints_the_table(tmp_path: Path) -> None:
+    # no model is trained here: every run fails at once, and is told
+    file = write_config(tmp_path / "chain.yaml", dataset=str(tmp_path / "nowhere"), align={})
+    result = ablate(file, "--out", tmp_path / "o", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    assert "no-drawn-positions" in result.stdout
+    assert "nowhere is not a folder" in (tmp_path / "o" / "study.md").read_text()
+    assert "0, 1 failed" in result.stdout
+    assert str(tmp_path / "o" / "study.md") in result.stdout
+    for arguments, message in (
+        (["--study", "step"], "did you mean 'steps'?"),
+        (["--study", "steps"], "--steps and --study steps go together"),
+        (["--study", "backbones"], "--llms and --study backbones go together"),
+        (["--steps", "1"], "--steps and --study steps go together"),
+        (["--study", "steps", "--steps", "a"], "expected whole numbers"),
+        (["--set", "align=null"], "the chain has none"),
+    ):
+        wrong = ablate(file, "--out", tmp_path / "p", *arguments)
+        assert wrong.exit_code == 2
+        assert message in wrong.stderr
+        assert not (tmp_path / "p").exists()
