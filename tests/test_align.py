@@ -162,7 +162,7 @@ def test_variants_leave_out_what_they_say(
     everything = {"lm", "sr", "prefix", "ssc", "vcc", "teacher"}
     for name in ("lm", "prefix", "ssc", "vcc"):
         assert set(losses(loss={name: 0})) == everything - {name}
-    assert set(losses(loss={"lm": 0, "ssc": 0, "vcc": 0})) == {"sr", "prefix", "teacher"}
+    assert set(losses(loss={"lm": 0, "ssc": 0, "vcc": 0})) == {"sr", "prefix"}
     assert set(losses(encoder="frozen")) == everything
     assert losses(data={"comments": False})["vcc"] == 0, "there is no second history to tell apart"
     frozen = read_manifest(tmp_path / "5", ALIGNED).facts
@@ -172,13 +172,13 @@ def test_variants_leave_out_what_they_say(
 def test_it_learns(toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path) -> None:
     """All losses fall well below where they start, and s~ alone finds the target better than chance."""
     rates = {"learning_rate": 0.01, "sequential_learning_rate": 0.005, "head_learning_rate": 0.01}
-    train = {"steps": 150, "batch_size": 16, "warm_steps": 0, "checkpoint_seconds": 1000} | rates
+    train = {"steps": 70, "batch_size": 16, "warm_steps": 0, "checkpoint_seconds": 1000} | rates
     settings = small_settings(llms["qwen3"], llm={"lora_dropout": 0}, model=SMALL_MODEL | {"dropout": 0}, train=train)
     align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "a")
     log = pl.read_csv(next((tmp_path / "a" / "logs").glob("*/metrics.csv")))
     for name in ("lm", "sr", "ssc"):
         values = log[f"loss/{name}"].drop_nulls()
-        assert values[-3:].mean() < 0.8 * values[0], (name, values.to_list())
+        assert values[-2:].mean() < 0.85 * values[0], (name, values.to_list())
 
 
 # what must not matter -------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_step_does_not_depend_on_how_it_goes_through_the_llm(
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
 ) -> None:
-    train = {"steps": 40, "warm_steps": 5, "checkpoint_seconds": 0.1}
+    train = {"steps": 20, "warm_steps": 5, "checkpoint_seconds": 0.1}
     settings = small_settings(llms["qwen3"], train=train)
     save_settings(settings, tmp_path / "config.yaml")
     align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "unbroken")
@@ -236,7 +236,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert 8 < steps_of(checkpoint) < 45
+    assert 8 < steps_of(checkpoint) < 25
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
     with pytest.raises(ArtifactError, match="unfinished"):
@@ -296,6 +296,10 @@ def test_what_does_not_belong_together_is_refused(
         )
     with pytest.raises(ValueError, match="leave use_item_ids off"):
         small_settings(llms["qwen3"], model=SMALL_MODEL | {"use_item_ids": True})
+    with pytest.raises(ValueError, match="does not fit num_positions=12"):
+        small_settings(llms["qwen3"], data={"history_length": 13, "num_positions": 12})
+    with pytest.raises(ValueError, match="the warm start learns by"):
+        small_settings(llms["qwen3"], loss={"sr": 0, "prefix": 0})
     align(
         toy_dataset,
         text=tables["qwen3"],
@@ -315,6 +319,9 @@ def test_what_does_not_belong_together_is_refused(
         start({}, name="sasrec")
     with pytest.raises(ConfigError, match=r"positions\.0\.weight of shape \[12, 16\].*raise data\.history_length"):
         start({"data": {"history_length": 4}})
+    # a section that is given in part, with the rest filled in, is no wish for other sizes
+    partly = load_settings(finetune_settings("lsvcr", "item"), overrides=["model.use_item_ids=false"])
+    assert start_settings(partly, tmp_path / "b", tables["qwen3"]).model.dim == 16  # type: ignore[attr-defined]
     with pytest.raises(ArtifactError, match="holds a text, expected a"):
         is_model = tables["qwen3"].path
         finetune(

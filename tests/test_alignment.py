@@ -328,7 +328,7 @@ def test_the_objective_can_be_learnt(learnt: tuple[str, ...], some_log: Log) -> 
     supplemental_TD = random_vectors(24, 32).requires_grad_()
     optimizer = torch.optim.Adam([*model.parameters(), supplemental_TD], lr=0.01)
     means = []
-    for _ in range(150):
+    for _ in range(50 if learnt == ("prefix",) else 150):
         optimizer.zero_grad()
         terms = alignment_objective(cast(LSVCR, model), batch, text_UE, supplemental_TD)
         torch.stack([terms[name][0] for name in learnt]).sum().backward()  # type: ignore[no-untyped-call]
@@ -336,7 +336,7 @@ def test_the_objective_can_be_learnt(learnt: tuple[str, ...], some_log: Log) -> 
         means.append({name: value.item() / count for name, (value, count) in terms.items()})
     assert all(means[0][name] > log({"vcc": 2}.get(name, 24)) for name in learnt)
     for name in learnt:  # many users begin alike, and go on differently
-        assert means[-1][name] < (0.7 * means[0][name] if name == "prefix" else 0.1), (means[0], means[-1])
+        assert means[-1][name] < (0.8 * means[0][name] if name == "prefix" else 0.1), (means[0], means[-1])
 
 
 # two processes --------------------------------------------------------------------------------------------------------

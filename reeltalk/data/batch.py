@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reeltalk.data.dataset import Task
+from reeltalk.data.dataset import Split, Task
 from reeltalk.data.histories import Histories, Windows
 from reeltalk.data.instances import InstanceBatch
 from reeltalk.data.ragged import Ints, ranges
@@ -26,6 +26,7 @@ from reeltalk.data.ragged import Ints, ranges
 # Few distinct shapes: matrix libraries compile and keep a kernel for each, which costs time and memory.
 ALIGN = 8
 ROW_ALIGN = 4
+MAX_PREFIXES = 2_048  # of each history; each is held against all others
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class AlignmentBatch(PackedPair):
         first_item = packing.row * packing.item_columns + packing.item_column  # the start entry
         first_record = packing.row * packing.record_columns + packing.record_column
         num_items, num_records = windows.end - windows.begin, windows.other_end - windows.other_begin
-        item_P, owner_P, place_P = _prefixes(histories.item, num_items)
-        record_Q, owner_Q, place_Q = _prefixes(instances.answer, num_records)
+        item_P, owner_P, place_P = _prefixes(histories.item, histories.item_split, num_items)
+        record_Q, owner_Q, place_Q = _prefixes(instances.answer, histories.record_split, num_records)
         target = np.concatenate([histories.item[item_P], instances.answer[record_Q]])
         columns = (
             first_item + num_items,
@@ -166,11 +167,16 @@ class AlignmentBatch(PackedPair):
         )
 
 
-def _prefixes(target: Ints, lengths: Ints) -> tuple[Ints, Ints, Ints]:
-    """Entries that have a target text and another entry before them: their rows, histories, and places in these."""
+def _prefixes(target: Ints, split: Ints, lengths: Ints) -> tuple[Ints, Ints, Ints]:
+    """Training entries that have a target text and another entry before them: their rows, histories, places in these.
+
+    Of more than `MAX_PREFIXES`, as many, evenly taken.
+    """
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
-    row = np.flatnonzero((place > 0) & (target > 0))
+    row = np.flatnonzero((place > 0) & (target > 0) & (split == Split.TRAIN))
+    if len(row) > MAX_PREFIXES:
+        row = row[np.linspace(0, len(row) - 1, MAX_PREFIXES).astype(np.int64)]
     return row, owner[row], place[row]
 
 

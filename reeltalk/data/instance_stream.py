@@ -120,7 +120,10 @@ class Instances:
         answers: list[int] = []
         for index, at in enumerate(place.tolist()):
             rng = np.random.default_rng([self.seed, _INSTANCE, at])
+            # what is to be predicted, of the target and of the records before it, is not given away by an entry
             never = set(self.histories.comments_of(targets.row[index])) if targets.comment[index] else set[int]()
+            for row in range(windows.other_begin[index], windows.other_end[index]):
+                never.update(self.histories.comments_of(row))
             rows = range(windows.begin[index], windows.end[index])
             items += self.diversification(self.histories.item_entries(rows), two_of_the_hottest, never=never, rng=rng)
             rows = range(windows.other_begin[index], windows.other_end[index])

@@ -183,7 +183,7 @@ class AlignModule(StageModule):
 
         def shape(step: int, steps: int) -> float:
             rising = train.warmup_share * steps
-            return min((step + 1) / rising if rising else 1.0, (steps - step) / max(steps - rising, 1.0))
+            return min((step + 1) / rising if rising else 1.0, (steps - step) / max(steps - rising, 1.0), 1.0)
 
         def at(step: int) -> float:
             if step < train.warm_steps:
@@ -226,6 +226,8 @@ class AlignModule(StageModule):
             supplemental_TD, loss, count = llm.read(example.prompts, tokens_per_batch=tokens, with_targets=with_targets)
             terms = {"lm": (loss, count)} if with_targets else {}
         found = alignment_objective(self.recommender, batch, text_UE, supplemental_TD)
+        if not example.prompts:
+            del found["teacher"]
         return terms | {name: term for name, term in found.items() if self.weights.get(name, True)}
 
     def on_train_start(self) -> None:
@@ -234,7 +236,8 @@ class AlignModule(StageModule):
     def on_train_batch_end(self, outputs: Any, example: AlignExample, batch_idx: int) -> None:
         is_warm = self.batches.steps_done <= self.settings.warm_steps
         before, self._began = self._began, time.perf_counter()  # making the batch is in it
-        self.counts["warm_seconds" if is_warm else "seconds"] += self._began - before
+        self.counts["seconds"] += self._began - before
+        self.counts["warm_seconds"] += self._began - before if is_warm else 0.0
 
     def _count(self, example: AlignExample) -> None:
         self.counts["prompts"] += len(example.prompts)
@@ -346,7 +349,7 @@ def _finish(
 
 def _require_same_model(llm: LLMRecommender, text: TextTable) -> None:
     held = text.manifest.config
-    if held.get("weights") != llm.weights or held.get("pooling") != "mean":
+    if held.get("weights") != llm.weights or held.get("pooling") != "mean" or held.get("prefix"):
         raise ConfigError(
             f"{text.path} holds vectors of encoder {held.get('encoder')!r} ({held.get('pooling')} pooling), but the "
             f"LLM is {llm.settings.name!r}, whose vectors (mean pooling) the sequential model starts from; run "

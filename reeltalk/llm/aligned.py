@@ -12,7 +12,7 @@ from torch import nn
 
 from reeltalk.artifacts import MANIFEST, Manifest, new_folder, read_manifest, write_manifest
 from reeltalk.data.dataset import Dataset
-from reeltalk.errors import ConfigError
+from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.align import LLM
 from reeltalk.llm.causal_lm import read_both_ways
 from reeltalk.llm.recommender import LLMRecommender
@@ -40,7 +40,12 @@ def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: Enco
         raise ConfigError(
             f"{aligned} left the encoder as it was: give fine-tuning the vectors it started from as --text"
         )
-    return _mapped_table(TextTable.load(manifest.facts["text"]), aligned, manifest, out)
+    table = TextTable.load(manifest.facts["text"])
+    if table.encoding != manifest.parents["text"]:
+        raise ArtifactError(
+            f"{table.path} is not what {aligned} started from any more; encode that again, or align again"
+        )
+    return _mapped_table(table, aligned, manifest, out)
 
 
 def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:

@@ -122,7 +122,7 @@ class LLMRecommender(nn.Module):
             loss, count = self.target_loss(hidden_BTE, batch) if with_targets else (preference_BD.new_zeros(()), 0)
             return preference_BD, loss, torch.tensor(count)
 
-        found = _in_batches(run, _batches(order, lengths, tokens_per_batch))
+        found = self._in_batches(run, _batches(order, lengths, tokens_per_batch))
         preference_BD, loss, count = (list(each) for each in zip(*found, strict=True))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         return F.embedding(back, torch.cat(preference_BD)), torch.stack(loss).sum(), int(torch.stack(count).sum())
@@ -143,11 +143,21 @@ class LLMRecommender(nn.Module):
         def run(rows: list[int]) -> Tensor:
             return self._means([texts[row] for row in rows])
 
-        vectors = _in_batches(run, _batches(order, lengths, tokens_per_batch))
+        vectors = self._in_batches(run, _batches(order, lengths, tokens_per_batch))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         vectors = [torch.zeros(0, self.width, device=self.device), *vectors]
         return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
+
+    def _in_batches(self, run: Callable[[list[int]], Result], batches: Sequence[list[int]]) -> list[Result]:
+        """The result of each batch; where there are several, each is run again in the backward pass."""
+        if len(batches) == 1 or not torch.is_grad_enabled():
+            return [run(batch) for batch in batches]
+        # a tensor among the arguments tells which device's random state the second run must start from
+        place = self.preference_adapter.weight
+        return [
+            cast(Result, checkpoint(lambda _, rows: run(rows), place, rows, use_reentrant=False)) for rows in batches
+        ]
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
         padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
@@ -244,10 +254,3 @@ def _batches(order: Sequence[int], lengths: Sequence[int], tokens_per_batch: int
             batches.append([])
         batches[-1].append(row)
     return batches
-
-
-def _in_batches(run: Callable[[list[int]], Result], batches: Sequence[list[int]]) -> list[Result]:
-    """The result of each batch; where there are several, each is run again in the backward pass."""
-    if len(batches) == 1 or not torch.is_grad_enabled():
-        return [run(batch) for batch in batches]
-    return [cast(Result, checkpoint(run, batch, use_reentrant=False)) for batch in batches]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.prompts import PromptSettings
@@ -24,6 +24,14 @@ class AlignDataSettings(Section):
         "hot", description="what diversification adds: an item's hot comments, or any of its comments"
     )
     comments: bool = Field(True, description="off: titles alone, item task alone")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.history_length > self.num_positions:
+            raise ValueError(
+                f"history_length={self.history_length} does not fit num_positions={self.num_positions}; raise it"
+            )
+        return self
 
 
 class LossWeights(Section):
@@ -52,7 +60,7 @@ class AlignTrainSettings(TrainerSettings):
     warm_batch_size: int = Field(256, gt=1)
     warm_learning_rate: float = Field(2e-3, gt=0)
     tokens_per_batch: int | None = Field(
-        None, gt=0, description="what goes through the LLM at once; bounds memory, changes nothing else"
+        None, gt=0, description="what goes through the LLM at once; bounds memory, changes dropout's draws alone"
     )
     max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
 
@@ -69,6 +77,15 @@ class AlignSettings(Section):
     data: AlignDataSettings = AlignDataSettings()
     loss: LossWeights = LossWeights()
     train: AlignTrainSettings = AlignTrainSettings()
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        loss, train = self.loss, self.train
+        if train.warm_steps and not (loss.sr or loss.prefix):
+            raise ValueError("the warm start learns by loss.sr and loss.prefix, which are 0; set train.warm_steps=0")
+        if train.steps and not any(loss.model_dump().values()):
+            raise ValueError("all weights under loss are 0: there is nothing to learn")
+        return self
 
     @field_validator("model")
     @classmethod

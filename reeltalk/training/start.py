@@ -35,8 +35,8 @@ def start_settings(settings: FinetuneSettings, aligned: Path, text: TextTable | 
     sizes = {name: getattr(given, name) for name in _OF_THE_START}
     if _is_mapped(manifest, aligned, text):
         sizes["text_map"] = "none"
-    for name in model.model_fields_set & sizes.keys():
-        if getattr(model, name) != sizes[name]:
+    for name, size in sizes.items():
+        if getattr(model, name) not in (size, LSVCRSettings.model_fields[name].default):
             raise ConfigError(
                 f"model.{name}={getattr(model, name)!r}, but it starts from {aligned}, where it is {sizes[name]!r}; "
                 "leave it out"
@@ -76,6 +76,6 @@ def _is_mapped(manifest: Manifest, aligned: Path, text: TextTable | None) -> boo
         if text.encoding == manifest.parents["text"] and not manifest.facts["trained_encoder"]:
             return False
     raise ArtifactError(
-        f"{'no text' if text is None else text.path} was not encoded by {aligned}; run `reeltalk encode` on the "
-        f"dataset with --encoder {aligned}, and give its folder as --text"
+        f"{'no text is given, and none' if text is None else text.path} was not encoded by {aligned}; run `reeltalk "
+        f"encode` on the dataset with --encoder {aligned}, and give its folder as --text"
     )
