@@ -50,7 +50,7 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("align")
         if settings.loss.lm == 13:
             raise ArithmeticError("the loss is no number")
-        facts = {"seconds": 2.0 + settings.train.seed, "peak_bytes": 2**30, "text": str(text.path)}
+        facts = {"seconds": 2.0 + settings.train.seed, "text": str(text.path)}
         write_manifest(out, kind="aligned", config=config, parents=parents, facts=facts)
 
     def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object) -> TextTable:

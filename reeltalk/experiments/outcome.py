@@ -47,10 +47,12 @@ class Reached:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step took, where its folder tells: the mean over seeds, and the most."""
+    """What a step took, where its folder tells: the mean over seeds.
+
+    Not the memory: a study's steps share a process, which stays as large as the largest of them made it.
+    """
 
     seconds: float | None
-    peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
 
 def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
     seconds = [float(each["seconds"]) for each in facts if each.get("seconds") is not None]
-    peaks = [int(each["peak_bytes"]) for each in facts if each.get("peak_bytes") is not None]
-    return Cost(float(np.mean(seconds)) if seconds else None, max(peaks, default=None))
+    return Cost(float(np.mean(seconds)) if seconds else None)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -133,17 +133,12 @@ def _seeds(study: Study, task: str, variant: str) -> str:
 
 def _cost_grids(study: Study) -> Iterator[Grid]:
     steps = list(dict.fromkeys(step for of in study.costs.values() for step in of))
-    for title, told in (("seconds", _seconds), ("peak memory, MiB", _peak)):
-        rows = [[name, *(told(of[step]) if step in of else "" for step in steps)] for name, of in study.costs.items()]
-        filled = [place for place in range(1, len(steps) + 1) if any(row[place] for row in rows)]
-        if filled:
-            columns = ["", *(steps[place - 1] for place in filled)]
-            yield Grid(title, columns, [[row[0], *(row[place] for place in filled)] for row in rows])
+    rows = [[name, *(_seconds(of[step]) if step in of else "" for step in steps)] for name, of in study.costs.items()]
+    filled = [place for place in range(1, len(steps) + 1) if any(row[place] for row in rows)]
+    if filled:
+        columns = ["", *(steps[place - 1] for place in filled)]
+        yield Grid("seconds", columns, [[row[0], *(row[place] for place in filled)] for row in rows])
 
 
 def _seconds(cost: Cost) -> str:
     return "" if cost.seconds is None else f"{cost.seconds:,.1f}"
-
-
-def _peak(cost: Cost) -> str:
-    return "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.0f}"
