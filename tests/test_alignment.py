@@ -21,6 +21,7 @@ from test_lsvcr import Slow, mixture, unit
 from torch import Tensor
 
 from reeltalk.data.batch import AlignmentBatch
+from reeltalk.data.dataset import Split
 from reeltalk.data.instances import InstanceBatch
 from reeltalk.losses import info_nce, item_comment_contrast, sequential_supplemental_contrast
 from reeltalk.models import build
@@ -271,6 +272,16 @@ def test_alignment_objective(model: LSVCR, slow: SlowAlignment, case: Case) -> N
     assert {name: count for name, (_, count) in terms.items()} == counts | {"prefix": len(found)}
     for name, expected in (("ssc", ssc), ("vcc", vcc), ("sr", sr), ("teacher", teacher), ("prefix", prefix)):
         np.testing.assert_allclose(terms[name][0].item(), expected, rtol=1e-9)
+
+
+def test_what_is_held_out_is_no_target(case: Case) -> None:
+    """Where a history holds an entry of another split, it is read, but not predicted from what stood before it."""
+    histories = case.told.histories
+    for name, left in (("item_split", "prefix_answer_Q"), ("record_split", "prefix_title_P")):
+        held_out = replace(histories, **{name: np.full_like(getattr(histories, name), Split.TEST)})
+        batch = AlignmentBatch.of(replace(case.told, histories=held_out))
+        assert len(batch.prefix_title_P) + len(batch.prefix_answer_Q) == len(batch.prefix_key)
+        assert len(batch.prefix_key) == len(getattr(batch, left)) == len(getattr(case.batch, left)) > 0
 
 
 def total(terms: Terms) -> Tensor:
