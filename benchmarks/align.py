@@ -58,16 +58,20 @@ def main() -> None:
 
 
 def aligned(dataset: Dataset, text: TextTable, out: Path, seed: int) -> tuple[dict[str, Any], Counter[Shape]]:
-    """Some steps of the real thing: its counts, and the batches that went through the LLM, each counted once."""
+    """Some steps of the real thing: its counts, and the batches that go through the LLM, each counted once."""
     train = {"steps": STEPS, "batch_size": BATCH, "warm_steps": 0, "seed": seed}
     module = stage.new_module(dataset, text, AlignSettings.model_validate({"train": train}))
     assert module.llm is not None
     shapes: Counter[Shape] = Counter()
-    module.llm.llm.base_model.register_forward_hook(
+    hook = module.llm.llm.base_model.register_forward_hook(
         lambda layer, args, options, result: shapes.update([tuple(options["input_ids"].shape)]), with_kwargs=True
     )
+    with torch.no_grad():  # in training, some batches run twice
+        for example in module.batches:
+            module.terms(example)
+    hook.remove()
     fit(module, out, module.settings, is_resumed=False, max_steps=STEPS, max_epochs=-1)
-    return module.counts, Counter({shape: -(-count // 2) for shape, count in shapes.items()})
+    return module.counts, shapes
 
 
 def own_rate(shapes: Counter[Shape]) -> float:

@@ -22,7 +22,7 @@ from reeltalk.config import load_settings, save_settings
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm import align as stage
-from reeltalk.llm.align import LLM, AlignModule, InstanceBatches, align
+from reeltalk.llm.align import LLM, AlignBatches, AlignModule, align
 from reeltalk.llm.aligned import aligned_encoder, encode_aligned, is_aligned
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings
@@ -88,7 +88,9 @@ def test_from_an_llm_in_a_folder_to_a_finetuned_model(
     facts = read_manifest(out, ALIGNED).facts
     assert set(facts["losses"]) == {"lm", "sr", "prefix", "ssc", "vcc", "teacher"}
     assert facts["prompts"] == 12 and facts["prompt_tokens"] > 12 * 20 and facts["text_tokens"] > 0
-    assert is_aligned(out) and not is_aligned(llms[kind])
+    assert is_aligned(out) and not is_aligned(llms[kind]) and not is_aligned(tables[kind].path)
+    with pytest.raises(ConfigError, match="aligned with mean pooling"):
+        encode_aligned(toy_dataset, out, out=tmp_path / "text", settings=EncodeSettings(pooling="last"))
     assert not (out / "checkpoints").exists()
 
     settings = EncodeSettings(max_tokens=6)
@@ -190,7 +192,7 @@ def module_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> Ali
     torch.manual_seed(0)
     llm = LLMRecommender(settings.llm, dim=settings.model.dim, device="cpu")
     instances = stage.instances_of(dataset, settings)
-    return AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).double()
+    return AlignModule(recommender, llm, AlignBatches(instances, text, settings, llm)).double()
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -239,8 +241,9 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     assert 8 < steps_of(checkpoint) < 25
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
+    assert is_aligned(tmp_path / "killed")
     with pytest.raises(ArtifactError, match="unfinished"):
-        is_aligned(tmp_path / "killed")
+        encode_aligned(toy_dataset, tmp_path / "killed", out=tmp_path / "text")
     assert load_settings(AlignSettings, file=tmp_path / "config.yaml") == settings
     align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "killed")
     for name in (SEQUENTIAL, f"{LLM}/adapter_model.safetensors", f"{LLM}/preference_adapter.safetensors"):

@@ -72,14 +72,14 @@ def test_encoder_is_torchs() -> None:
     pairs = {"linear1": layer.inner, "linear2": layer.outer, "norm1": layer.attention_norm, "norm2": layer.inner_norm}
     for name, part in pairs.items():
         getattr(theirs, name).load_state_dict(part.state_dict())
-    theirs.self_attn.out_proj.load_state_dict(layer.attention.out.state_dict())
     projections = (layer.attention.query, layer.attention.key_value)
     theirs.self_attn.load_state_dict(
         {
             "in_proj_weight": torch.cat([part.weight for part in projections]),
             "in_proj_bias": torch.cat([part.bias for part in projections]),
-        },
-        strict=False,
+            "out_proj.weight": layer.attention.out.weight,
+            "out_proj.bias": layer.attention.out.bias,
+        }
     )
     x, is_past = torch.randn(3, 6, 8).double(), torch.ones(6, 6, dtype=torch.bool).tril()
     expected = theirs(x, src_mask=~is_past)

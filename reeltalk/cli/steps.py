@@ -53,7 +53,7 @@ def encode(
     settings = load_settings(EncodeSettings, file=config, overrides=[*(overrides or []), *chosen])
     data = Dataset.load(dataset)
     if is_aligned(settings.encoder):
-        table = encode_aligned(data, Path(settings.encoder), out=out, settings=settings)
+        table = encode_aligned(data, Path(settings.encoder).expanduser(), out=out, settings=settings)
     else:
         table = run(data, out=out, settings=settings)
     print_facts(out, table.manifest.facts)

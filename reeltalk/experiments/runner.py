@@ -55,7 +55,7 @@ def run_chain(settings: ChainSettings, *, out: Path) -> Iterator[Made]:
                 yield made
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error in a line; one that is no user's to mend by its kind too."""
     return str(error) if isinstance(error, ReeltalkError) else f"{type(error).__name__}: {error}"
 
@@ -183,7 +183,7 @@ class Runner:
             try:
                 make(out)
             except Exception as error:
-                self._failed[out] = told(error)
+                self._failed[out] = error_line(error)
                 raise
             self._made[out] = made
         return self._made[out]

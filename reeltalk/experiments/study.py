@@ -21,7 +21,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, ReeltalkError, all_problems
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.outcome import Cell, Study, study_of
-from reeltalk.experiments.runner import Runner, told
+from reeltalk.experiments.runner import Runner, error_line
 from reeltalk.experiments.show import curves_page, markdown
 
 DOCUMENT, TEXT, PAGE = "study.json", "study.md", "study.html"
@@ -101,5 +101,5 @@ def _cell(runner: Runner, chain: ChainSettings, task: Task, *, variant: str, see
             folders[made.step] = str(made.folder)
     except Exception as error:
         trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
-        return Cell(variant, seed, task, folders, error=told(error), trace=trace)
+        return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)
     return Cell(variant, seed, task, folders)

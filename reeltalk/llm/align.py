@@ -26,7 +26,7 @@ from reeltalk.data.batch import AlignmentBatch
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.instance_stream import Instances
 from reeltalk.data.instances import InstanceBatch
-from reeltalk.errors import ConfigError
+from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.prompts import Order, Prompt, PromptWriter
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings, AlignTrainSettings
@@ -60,7 +60,7 @@ class AlignExample:
     text_UE: Tensor | None
 
 
-class InstanceBatches:
+class AlignBatches:
     """All steps of a run, beginning with the first that was not done: warm ones, then those with the LLM."""
 
     def __init__(
@@ -145,19 +145,19 @@ def table_vectors(table: TextTable, texts: list[str]) -> Tensor:
 class AlignModule(StageModule):
     """One step: eq 15. What the LLM has frozen is in no checkpoint."""
 
-    def __init__(self, recommender: LSVCR, llm: LLMRecommender | None, batches: InstanceBatches) -> None:
+    def __init__(self, recommender: LSVCR, llm: LLMRecommender | None, batches: AlignBatches) -> None:
         super().__init__()
         self.recommender, self.llm, self.batches = recommender, llm, batches
         self.align_settings = batches.settings
         self.settings: AlignTrainSettings = batches.settings.train
         self.weights = batches.settings.loss.model_dump()
-        self.strict_loading = False
+        self.strict_loading = False  # `on_load_checkpoint` is, of what is trained
         self.counts = {"warm_seconds": 0.0, "seconds": 0.0, "prompts": 0, "prompt_tokens": 0, "text_tokens": 0}
         self.counts |= {"dropped_events": 0, "shortened_texts": 0}
         self.recent: dict[str, list[float]] = {}
         self._began = 0.0
 
-    def train_dataloader(self) -> InstanceBatches:
+    def train_dataloader(self) -> AlignBatches:
         self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
         return self.batches
 
@@ -250,12 +250,17 @@ class AlignModule(StageModule):
         text_UE = None if batch.text_UE is None else batch.text_UE.to(device)
         return replace(batch, batch=batch.batch.to(device), text_UE=text_UE)
 
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = self._trained()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["facts"] = {"counts": self.counts, "recent": self.recent}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trained() != checkpoint["state_dict"].keys():
+            raise ArtifactError("the checkpoint does not hold the weights that are trained; align into another folder")
         self.counts, self.recent = checkpoint["facts"]["counts"], checkpoint["facts"]["recent"]
 
 
@@ -297,12 +302,12 @@ def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings) -> Al
             seed=train.seed,
         ),
     )
-    llm = LLMRecommender(settings.llm, dim=settings.model.dim, device="auto") if train.steps else None
+    llm = LLMRecommender(settings.llm, dim=settings.model.dim) if train.steps else None
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)
     recommender.start_text_map(_sample(text, train.seed))
-    return AlignModule(recommender, llm, InstanceBatches(instances, text, settings, llm)).train()
+    return AlignModule(recommender, llm, AlignBatches(instances, text, settings, llm)).train()
 
 
 def instances_of(dataset: Dataset, settings: AlignSettings) -> Instances:

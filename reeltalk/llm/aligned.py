@@ -1,7 +1,8 @@
-"""What is made of an aligned folder: an encoder whose vectors fine-tuning reads, or the LLM recommender itself."""
+"""The vectors that fine-tuning reads, made by what an aligned folder holds."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from reeltalk.artifacts import MANIFEST, Manifest, new_folder, read_manifest, write_manifest
+from reeltalk.artifacts import MANIFEST, PROGRESS, Manifest, new_folder, read_manifest, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.align import LLM
@@ -21,7 +22,7 @@ from reeltalk.models.lsvcr import text_map
 from reeltalk.text.encode import EncodeSettings, encode, require_same_encoding
 from reeltalk.text.encoder import Encoder, encoder_of
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
-from reeltalk.training.start import ALIGNED, CONFIG, SEQUENTIAL
+from reeltalk.training.start import ALIGNED, SEQUENTIAL
 
 _ROWS_AT_ONCE = 65_536
 
@@ -31,8 +32,12 @@ def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: Enco
 
     Where alignment left the encoder as it was (frozen, or no step with an LLM), the table that it started from is
     mapped, and no LLM runs. Otherwise as `reeltalk encode`: killed and run again it goes on, new texts are added.
+    Encoder and precision are the aligned ones, whatever the settings. Raises ConfigError where the settings ask for
+    other vectors than alignment saw, ArtifactError where the aligned folder or that table is not there any more.
     """
     settings = settings or EncodeSettings()
+    if settings.pooling != "mean" or settings.prefix:
+        raise ConfigError(f"{aligned} was aligned with mean pooling and no prefix; leave pooling and prefix out")
     manifest = read_manifest(aligned, ALIGNED)
     if manifest.facts["trained_encoder"]:
         return encode(dataset, out=out, settings=settings, encoder=aligned_encoder(aligned, settings))
@@ -67,8 +72,9 @@ def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:
 
 
 def is_aligned(folder: str | Path) -> bool:
-    """Whether there is an aligned folder under this name; raises ArtifactError where it is unfinished."""
-    return (Path(folder) / CONFIG).is_file() and read_manifest(Path(folder), ALIGNED).kind == ALIGNED
+    """Whether `reeltalk align` wrote, or began, a folder under this name."""
+    told = (Path(folder).expanduser() / name for name in (MANIFEST, PROGRESS))
+    return any(json.loads(file.read_text()).get("kind") == ALIGNED for file in told if file.is_file())
 
 
 def _text_map(aligned: Path, manifest: Manifest, width: int) -> nn.Module:

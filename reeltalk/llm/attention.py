@@ -1,4 +1,4 @@
-"""Attention of an LLM in training on a CPU: plain products, whose backward pass beats the fused kernel's 2 to 10 times.
+"""Attention of an LLM in training on a CPU: plain products, whose backward pass is faster than the fused kernel's.
 
 The weights of all pairs of tokens are held; sequences are short here, and batches bounded by a token budget.
 """

@@ -24,8 +24,8 @@ _OF_THE_START = ("dim", "num_layers", "num_heads", "inner_dim", "text_dim", "tex
 def start_settings(settings: FinetuneSettings, aligned: Path, text: TextTable | None) -> FinetuneSettings:
     """The settings with sizes as they are in the aligned model, and no text map where the vectors went through it.
 
-    Raises ConfigError where the settings ask for other sizes or another model, ArtifactError where the text was not
-    encoded for this start.
+    Raises ConfigError where the settings ask for other sizes (a default asks for nothing) or another model,
+    ArtifactError where the text was not encoded for this start.
     """
     manifest = read_manifest(aligned, ALIGNED)
     model = settings.model
