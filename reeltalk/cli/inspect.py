@@ -61,12 +61,13 @@ def prompt(
     }
     typer.echo(", ".join(f"{name}: {value}" for name, value in facts.items()), err=True)
     if generate:
+        from reeltalk.llm.align import LLM
         from reeltalk.llm.recommender import LLMRecommender
 
         if aligned is None:
             recommender = LLMRecommender(settings.llm, dim=settings.model.dim)
         else:
-            recommender = LLMRecommender.load(aligned / "llm")
+            recommender = LLMRecommender.load(aligned / LLM)
         typer.echo(recommender.generate(shown.prompt, max_new_tokens=settings.prompt.max_text_tokens))
 
 
@@ -74,12 +75,13 @@ def _settings(aligned: Path | None, config: Path | None, overrides: Sequence[str
     """The settings that an aligned LLM was trained with, else the given ones."""
     from reeltalk.config import load_settings
     from reeltalk.llm.settings import AlignSettings
+    from reeltalk.training.start import CONFIG
 
     if aligned is None:
         return load_settings(AlignSettings, file=config, overrides=overrides)
     if config is not None or overrides:
         raise ConfigError("--aligned DIR brings the settings it was made with; leave out --llm, --config and --set")
-    file = aligned / "config.yaml"
+    file = aligned / CONFIG
     if not file.is_file():
         raise ArtifactError(f"{file} does not exist; give --aligned a folder that `reeltalk align` wrote")
     return load_settings(AlignSettings, file=file)
