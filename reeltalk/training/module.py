@@ -83,8 +83,8 @@ class FinetuneModule(StageModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        self.batches.batches_done += 1
         self.seed_step(self.batches.batches_done)
+        self.batches.batches_done += 1
         terms = self._terms(batch)
         losses = {name: self.mean(total, count) for name, (total, count) in terms.items()}
         loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
