@@ -28,6 +28,7 @@ from reeltalk.text.encode import EncodeSettings, encode
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
 from reeltalk.training.finetune import finetune
+from reeltalk.training.pretrain import PretrainSettings, pretrain, pretrain_settings
 from reeltalk.training.ranking import SystemRanker
 from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
@@ -43,6 +44,7 @@ __all__ = [
     "FinetuneSettings",
     "History",
     "PrepareSettings",
+    "PretrainSettings",
     "Ranker",
     "ReeltalkError",
     "Report",
@@ -62,6 +64,8 @@ __all__ = [
     "load_settings",
     "load_system",
     "prepare",
+    "pretrain",
+    "pretrain_settings",
     "recommend_comments",
     "recommend_items",
     "save_settings",

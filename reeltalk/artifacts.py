@@ -105,6 +105,15 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     return manifest
 
 
+def folder_kind(folder: Path) -> str | None:
+    """The kind of a folder that a step finished, or began; None where none did."""
+    for file in (folder / MANIFEST, folder / PROGRESS):
+        if file.is_file():
+            kind: str | None = json.loads(file.read_text()).get("kind")
+            return kind
+    return None
+
+
 def require_parent(manifest: Manifest, folder: Path, name: str, parent: Manifest, parent_folder: Path) -> None:
     """Raise ArtifactError, naming both, where `folder` was not made from `parent_folder`."""
     recorded = manifest.parents.get(name)

@@ -30,8 +30,8 @@ Terms = dict[str, tuple[Tensor, int]]
 
 
 def target_preferences(recommender: Recommender, batch: Batch, targets: ItemTargets) -> Tensor:
-    """The item preference from which each target is predicted: [T, D]; zeros where there is no history and no start."""
-    return _at_targets(recommender.item_preferences(batch), targets)
+    """The item preference from which each target is predicted, as `at_targets` gives it."""
+    return at_targets(recommender.item_preferences(batch), targets)
 
 
 def comment_scores(
@@ -49,7 +49,7 @@ def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets,
     """Eq 17 (both terms of eq 18 with `regularise`): the next item among all that existed, at every position."""
     step = recommender.item_step(batch, regularise=regularise)
     is_fresh_T = targets.item_T > targets.first_T  # a target that is itself outdated is not trained on
-    preference_TD = _at_targets(step.preferences, targets)[is_fresh_T]
+    preference_TD = at_targets(step.preferences, targets)[is_fresh_T]
     loss = full_softmax(
         preference_TD,
         step.vectors,
@@ -141,6 +141,12 @@ def _prefix_loss(step: AlignmentStep, batch: AlignmentBatch, temperature: float)
     return info_nce(step.prefix_XD, target_CD, positive_X, is_left_out_XC, temperature=temperature), count
 
 
+def at_targets(preference_RLD: Tensor, targets: ItemTargets) -> Tensor:
+    """The preference from which each target is predicted: [T, D]; zeros where there is no history and no start."""
+    preference_TD = F.embedding(targets.position_T.clamp(min=0), preference_RLD.flatten(0, 1))
+    return preference_TD * (targets.position_T >= 0)[:, None]
+
+
 def gather_with_gradient(x: Tensor) -> Tensor:
     """The rows of all processes one after another; a row's gradient is the sum over the processes that used it.
 
@@ -168,11 +174,6 @@ def _rank() -> int:
 
 def _is_divided() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _at_targets(preference_RLD: Tensor, targets: ItemTargets) -> Tensor:
-    preference_TD = F.embedding(targets.position_T.clamp(min=0), preference_RLD.flatten(0, 1))
-    return preference_TD * (targets.position_T >= 0)[:, None]
 
 
 def _scores(step: Step, features: nn.Module | None, targets: CommentTargets) -> tuple[Tensor, Tensor]:

@@ -173,8 +173,7 @@ def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
 def settings_of(name: str, **values: object) -> BaseModel:
     """Settings of a small model: two heads, two layers, dropout as given (off)."""
     small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0}
-    if name == "lsvcr":
-        small["text_dim"] = 10
+    small |= {"lsvcr": {"text_dim": 10}, "vqrec": {"num_codebooks": 4, "num_codes": 6}}.get(name, {})
     return MODELS[name].settings.model_validate(small | values)
 
 

@@ -117,7 +117,7 @@ def test_from_an_llm_in_a_folder_to_a_finetuned_model(
         chosen = finetune_settings("lsvcr", task).model_validate(
             {"data": {"history_length": 20}, "train": {"max_epochs": 1, "batch_size": 16, "accelerator": "cpu"}}
         )
-        system = finetune(toy_dataset, text=table, settings=chosen, out=tmp_path / task, aligned=out)
+        system = finetune(toy_dataset, text=table, settings=chosen, out=tmp_path / task, start=out)
         assert isinstance(system.settings.model, LSVCRSettings)
         assert (system.settings.model.text_map, system.settings.model.dim) == (text_map, 16)
         assert read_manifest(tmp_path / task, "model").parents["aligned"] == read_manifest(out, ALIGNED).digest
@@ -137,7 +137,7 @@ def test_the_first_step_of_finetuning_starts_at_the_aligned_weights(
             "train": {"max_epochs": 1, "learning_rate": 1e-9, "accelerator": "cpu", "precision": "float32"},
         }
     )
-    system = finetune(toy_dataset, text=tables["qwen3"], settings=chosen, out=tmp_path / "m", aligned=out)
+    system = finetune(toy_dataset, text=tables["qwen3"], settings=chosen, out=tmp_path / "m", start=out)
     found = system.recommender.state_dict()
     for name, value in load_file(out / SEQUENTIAL).items():
         torch.testing.assert_close(found[name][: len(value)] if value.dim() else found[name], value, atol=1e-6, rtol=0)
@@ -312,7 +312,7 @@ def test_what_does_not_belong_together_is_refused(
 
     def start(values: dict[str, Any], kind: str = "qwen3", name: str = "lsvcr") -> None:
         settings = finetune_settings(name, "item").model_validate(values)
-        finetune(toy_dataset, text=tables[kind], settings=settings, out=tmp_path / "m", aligned=tmp_path / "b")
+        finetune(toy_dataset, text=tables[kind], settings=settings, out=tmp_path / "m", start=tmp_path / "b")
 
     with pytest.raises(ArtifactError, match=r"llama was not encoded by .*--encoder"):
         start({}, kind="llama")
@@ -332,7 +332,7 @@ def test_what_does_not_belong_together_is_refused(
             text=tables["qwen3"],
             settings=finetune_settings("lsvcr", "item")(),  # type: ignore[call-arg]
             out=tmp_path / "m",
-            aligned=is_model,
+            start=is_model,
         )
 
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from random_logs import Log, Record, User, random_log, random_model, settings_of
+from slow_parts import mixture, unit
 from test_instances import batch_rows, stream_of
-from test_lsvcr import Slow, mixture, unit
+from test_lsvcr import Slow
 from torch import Tensor
 
 from reeltalk.data.batch import AlignmentBatch

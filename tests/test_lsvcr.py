@@ -6,14 +6,27 @@ The loops share the weights with the models and none of their code: no packing, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf, sqrt
+from math import sqrt
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from random_logs import Log, Record, User, packed_batch, preferences, random_log, random_model
+from slow_parts import (
+    Vector,
+    causal_encoder,
+    each_target,
+    gelu,
+    linear,
+    mixture,
+    norm,
+    slow_history_encoder,
+    softmax,
+    transformer_layer,
+    unit,
+    weights_of,
+)
 
 from reeltalk.data.batch import Batch
 from reeltalk.data.dataset import Task
@@ -24,72 +37,6 @@ from reeltalk.models.sasrec import SASRec
 from reeltalk.objectives import comment_objective, item_objective
 
 LENGTH = 9
-Vector = NDArray[np.float64]
-Weights = dict[str, Vector]
-
-
-# the parts, one vector at a time --------------------------------------------------------------------------------------
-
-
-def linear(weights: Weights, name: str, x: Vector) -> Vector:
-    bias = weights.get(f"{name}.bias", np.zeros(1))
-    return np.array([float(row @ x) for row in weights[f"{name}.weight"]]) + bias
-
-
-def gelu(x: Vector) -> Vector:
-    return np.array([v * (1 + erf(v / sqrt(2))) / 2 for v in x])
-
-
-def norm(weights: Weights, name: str, x: Vector) -> Vector:
-    centred = x - x.mean()
-    scaled: Vector = centred / np.sqrt((centred**2).mean() + 1e-5)
-    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-
-def softmax(scores: list[float]) -> list[float]:
-    powers = [np.exp(score - max(scores)) for score in scores]
-    return [power / sum(powers) for power in powers]
-
-
-def mixture(shares: list[float], vectors: list[Vector]) -> Vector:
-    mixed: Vector = np.sum([share * vector for share, vector in zip(shares, vectors, strict=True)], axis=0)
-    return mixed
-
-
-def multi_head_attention(weights: Weights, name: str, query: Vector, keys: list[Vector], num_heads: int) -> Vector:
-    q = linear(weights, f"{name}.query", query)
-    key_values = [linear(weights, f"{name}.key_value", key) for key in keys]
-    dim, head = len(q), len(q) // num_heads
-    parts = []
-    for h in range(0, dim, head):
-        scores = [float(q[h : h + head] @ kv[h : h + head]) / sqrt(head) for kv in key_values]
-        parts.append(mixture(softmax(scores), [kv[dim + h : dim + h + head] for kv in key_values]))
-    return linear(weights, f"{name}.out", np.concatenate(parts))
-
-
-def transformer_layer(weights: Weights, name: str, query: Vector, keys: list[Vector], num_heads: int) -> Vector:
-    mixed = multi_head_attention(weights, f"{name}.attention", query, keys, num_heads)
-    x = norm(weights, f"{name}.attention_norm", query + mixed)
-    return norm(
-        weights, f"{name}.inner_norm", x + linear(weights, f"{name}.outer", gelu(linear(weights, f"{name}.inner", x)))
-    )
-
-
-def causal_encoder(weights: Weights, name: str, entries: list[Vector], num_heads: int) -> list[Vector]:
-    for layer in range(2):
-        entries = [
-            transformer_layer(weights, f"{name}.layers.{layer}", entries[i], entries[: i + 1], num_heads)
-            for i in range(len(entries))
-        ]
-    return entries
-
-
-def unit(x: Vector) -> Vector:
-    return x / sqrt(float(x @ x))
-
-
-def weights_of(model: torch.nn.Module) -> Weights:
-    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 # LSVCR, written from the equations ------------------------------------------------------------------------------------
@@ -185,11 +132,6 @@ class Slow:
 
     def comment_vector(self, comment: int) -> Vector:
         return unit(self.text(self.log.comments[comment]))
-
-
-def each_target(log: Log, task: Task) -> list[tuple[User, int]]:
-    """(user, place of the target in the history that the task predicts), in the order of the histories' rows."""
-    return [(user, place) for user in log.users for place in range(len(user.items if task == "item" else user.records))]
 
 
 def slow_item(slow: Slow, user: User, place: int) -> tuple[list[float], Vector]:
@@ -424,11 +366,8 @@ def test_sasrec(log: Log) -> None:
     assert sorted(rows.tolist()) == [row for row, (_, place) in enumerate(targets) if place]
     for row, fast_D in zip(rows, fast_TD, strict=True):
         user, place = targets[row]
-        entries = [
-            norm(w, "input_norm", w["item_embedding.weight"][event.item] + w["position_embedding.weight"][position])
-            for position, event in enumerate(user.items[:place])
-        ]
-        expected = causal_encoder(w, "encoder", entries, 2)[-1]
+        entries = [w["item_embedding.weight"][event.item] for event in user.items[:place]]
+        expected = slow_history_encoder(w, "history_encoder", entries, 2)
         np.testing.assert_allclose(fast_D.numpy(), expected, atol=1e-11)
 
 

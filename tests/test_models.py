@@ -159,7 +159,7 @@ def test_permuted_candidates_permute_scores(name: str, with_features: bool) -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     log = random_log(8, num_users=20, dtype=np.float64)
-    model = random_model(name, MODELS[name].tasks[0], log, length=LENGTH)
+    model = random_model(name, MODELS[name].tasks[0], log, length=LENGTH).train()
     for each in MODELS[name].tasks:
         windows = training_windows(log.histories, each, length=LENGTH, has_start=model.has_start)
         feed = log.feed(each, has_start=model.has_start)

@@ -75,7 +75,7 @@ def _settings(aligned: Path | None, config: Path | None, overrides: Sequence[str
     """The settings that an aligned LLM was trained with, else the given ones."""
     from reeltalk.config import load_settings
     from reeltalk.llm.settings import AlignSettings
-    from reeltalk.training.start import CONFIG
+    from reeltalk.training.system import CONFIG
 
     if aligned is None:
         return load_settings(AlignSettings, file=config, overrides=overrides)

@@ -47,8 +47,10 @@ def sources() -> None:
 
 @app.command()
 def settings(
-    step: Annotated[str, typer.Argument(help="prepare, encode, align, finetune, evaluate, train, or a source.")],
-    model: Annotated[str, typer.Option("--model", help="For finetune.")] = "lsvcr",
+    step: Annotated[
+        str, typer.Argument(help="prepare, encode, align, pretrain, finetune, evaluate, train, or a source.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="For pretrain and finetune.")] = "lsvcr",
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
 ) -> None:
     """List what `--set` can change in a step: name, default, meaning."""
@@ -61,6 +63,10 @@ def settings(
         from reeltalk.training.settings import finetune_settings
 
         listed: type[BaseModel] = finetune_settings(model, as_task(task))
+    elif step == "pretrain":
+        from reeltalk.training.pretrain import pretrain_settings
+
+        listed = pretrain_settings(model)
     elif step == "train":
         from reeltalk.experiments.chain import chain_settings
 
@@ -71,7 +77,9 @@ def settings(
     elif step in SOURCES:
         listed, section = import_module(SOURCES[step].module).Settings, "source."
     else:
-        raise ConfigError(f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', 'train', *SOURCES])}")
+        raise ConfigError(
+            f"step {step!r} is unknown;{nearest(step, [*STEPS, 'pretrain', 'finetune', 'train', *SOURCES])}"
+        )
     table = Table(Column("setting", no_wrap=True), "default", "", box=None)
     for row in list_settings(listed, section=section):
         table.add_row(*(Text(cell) for cell in row))

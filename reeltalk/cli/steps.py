@@ -86,6 +86,29 @@ def align(
 
 
 @app.command()
+def pretrain(
+    dataset: DatasetFolder,
+    out: Out,
+    model: Annotated[str | None, typer.Option("--model", help="unisrec or vqrec.  [default: unisrec]")] = None,
+    text: TextFolder = None,
+    config: Config = None,
+    overrides: Set = None,
+) -> None:
+    """Pre-train a model on a dataset's item histories; interrupted and run again, it goes on where it was."""
+    from reeltalk.config import load_settings, read_yaml
+    from reeltalk.data.dataset import Dataset
+    from reeltalk.text.table import TextTable
+    from reeltalk.training.pretrain import pretrain as run
+    from reeltalk.training.pretrain import pretrain_settings
+
+    given = read_yaml(config) if config is not None else {}
+    name = model or str(given.get("name", "unisrec"))
+    settings = load_settings(pretrain_settings(name), file=config, overrides=overrides or [])
+    table = None if text is None else TextTable.load(text)
+    print_facts(out, run(Dataset.load(dataset), text=table, settings=settings, out=out).facts)
+
+
+@app.command()
 def finetune(
     dataset: DatasetFolder,
     out: Out,
@@ -94,8 +117,11 @@ def finetune(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="item|comment", help="What is recommended.")] = None,
     text: TextFolder = None,
-    aligned: Annotated[
-        Path | None, typer.Option("--aligned", metavar="DIR", help="Start from what `reeltalk align` wrote.")
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--aligned", "--pretrained", metavar="DIR", help="Start from what `reeltalk align` or `pretrain` wrote."
+        ),
     ] = None,
     config: Config = None,
     overrides: Set = None,
@@ -115,7 +141,7 @@ def finetune(
     name = model or str(given.get("name", "lsvcr"))
     settings = load_settings(finetune_settings(name, chosen), file=config, overrides=overrides or [])
     table = None if text is None else TextTable.load(text)
-    run(Dataset.load(dataset), text=table, settings=settings, out=out, aligned=aligned)
+    run(Dataset.load(dataset), text=table, settings=settings, out=out, start=start)
     print_facts(out, read_manifest(out, "model").facts)
 
 

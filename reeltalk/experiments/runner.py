@@ -135,13 +135,11 @@ class Runner:
     ) -> Made:
         chosen = settings.tasks[task]
         parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
-        start: dict[str, Any] = {}
         if aligned is not None:
             parents["aligned"] = read_manifest(aligned, ALIGNED).digest
-            start["aligned"] = aligned
             chosen = start_settings(chosen, aligned, text)
         step = Step(task, chosen.model_dump(mode="json"), parents)
-        run = partial(finetune, dataset, text=text, settings=chosen, **start)
+        run = partial(finetune, dataset, text=text, settings=chosen, start=aligned)
         return self._train(step, "model", chosen.train, lambda out: run(out=out))
 
     def _report(

@@ -36,7 +36,8 @@ from reeltalk.models.lsvcr import LSVCR
 from reeltalk.objectives import Terms, alignment_objective
 from reeltalk.text.encoder import tokenize
 from reeltalk.text.table import TextTable
-from reeltalk.training.start import ALIGNED, CONFIG, SEQUENTIAL
+from reeltalk.training.start import ALIGNED, SEQUENTIAL
+from reeltalk.training.system import CONFIG
 from reeltalk.training.trainer import CHECKPOINTS, StageModule, fit
 
 LLM = "llm"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from reeltalk.artifacts import MANIFEST, PROGRESS, Manifest, new_folder, read_manifest, write_manifest
+from reeltalk.artifacts import MANIFEST, Manifest, folder_kind, new_folder, read_manifest, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.align import LLM
@@ -73,8 +72,7 @@ def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:
 
 def is_aligned(folder: str | Path) -> bool:
     """Whether `reeltalk align` wrote, or began, a folder under this name."""
-    told = (Path(folder).expanduser() / name for name in (MANIFEST, PROGRESS))
-    return any(json.loads(file.read_text()).get("kind") == ALIGNED for file in told if file.is_file())
+    return folder_kind(Path(folder).expanduser()) == ALIGNED
 
 
 def _text_map(aligned: Path, manifest: Manifest, width: int) -> nn.Module:

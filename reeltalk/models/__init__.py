@@ -11,17 +11,19 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.fdsa import FDSA, FDSASettings
 from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
-from reeltalk.models.recommender import Recommender
+from reeltalk.models.recommender import Items, Recommender
 from reeltalk.models.sasrec import SASRec, SASRecSettings
+from reeltalk.models.unisrec import UniSRec, UniSRecSettings
+from reeltalk.models.vqrec import VQRec, VQRecSettings
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
-    `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read
-    text gets vectors of width 0; known items are those with a training event.
+    `make(settings, items, history_length=...)` is the model's class.
     """
 
     settings: type[BaseModel]
@@ -31,17 +33,12 @@ class ModelSpec:
     paper: str
 
 
-def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
-    return SASRec(settings, num_items=len(title_vectors_NE) - 1, history_length=history_length)
-
-
-def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
-    return LSVCR(settings, title_vectors_NE=title_vectors_NE, known_N=known_N, history_length=history_length)
-
-
 MODELS: dict[str, ModelSpec] = {
-    "lsvcr": ModelSpec(LSVCRSettings, _lsvcr, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
-    "sasrec": ModelSpec(SASRecSettings, _sasrec, ("item",), False, "arXiv 1808.09781"),
+    "fdsa": ModelSpec(FDSASettings, FDSA, ("item",), True, "IJCAI 2019, doi 10.24963/ijcai.2019/600"),
+    "lsvcr": ModelSpec(LSVCRSettings, LSVCR, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
+    "sasrec": ModelSpec(SASRecSettings, SASRec, ("item",), False, "arXiv 1808.09781"),
+    "unisrec": ModelSpec(UniSRecSettings, UniSRec, ("item",), True, "arXiv 2206.05941"),
+    "vqrec": ModelSpec(VQRecSettings, VQRec, ("item",), True, "arXiv 2210.12316"),
 }
 
 
@@ -65,10 +62,18 @@ def build(
     known_items: Tensor | None = None,
     history_length: int,
     seed: int,
+    is_loaded: bool = False,
 ) -> Recommender:
-    """A new model; the same seed gives the same weights, whatever was drawn before. All items are known where None."""
+    """A new model; the same seed gives the same weights, whatever was drawn before. All items are known where None.
+
+    One that is about to be loaded from a file (`is_loaded`) is made without the work of `fit_buffers`.
+    """
     known = torch.ones(len(titles), dtype=torch.bool) if known_items is None else known_items
     spec = model_spec(name, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return spec.make(settings, titles, known, history_length)
+        items = Items(titles, known)
+        recommender = spec.make(settings, items, history_length=history_length)
+        if not is_loaded:
+            recommender.fit_buffers(items)
+        return recommender

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reeltalk.data.batch import PackedHistory
@@ -126,3 +127,38 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x_RLD = layer(x_RLD, x_RLD, bias_RLL)
         return x_RLD
+
+
+class TransformerSettings(BaseModel):
+    """Sizes of a causal transformer over one history; defaults as RecBole's SASRec has them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dim: int = Field(64, gt=0)
+    num_layers: int = Field(2, gt=0)
+    num_heads: int = Field(2, gt=0)
+    inner_dim: int = Field(256, gt=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class HistoryEncoder(nn.Module):
+    """Positions added, normalised, then a causal encoder: what SASRec and the models built on it do with embeddings."""
+
+    def __init__(self, settings: TransformerSettings, *, history_length: int) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(history_length, settings.dim)
+        self.input_norm = nn.LayerNorm(settings.dim)
+        self.dropout = settings.dropout
+        self.encoder = Encoder(
+            settings.dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            inner_dim=settings.inner_dim,
+            dropout=settings.dropout,
+        )
+
+    def forward(self, x_RLD: Tensor, history: PackedHistory) -> Tensor:
+        x_RLD = x_RLD + self.positions(history.position_RL.clamp(min=0))
+        x_RLD = dropout(self.input_norm(x_RLD), self.dropout, training=self.training)
+        output: Tensor = self.encoder(x_RLD, masked_bias(causal_mask(history), x_RLD.dtype))
+        return output

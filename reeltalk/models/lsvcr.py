@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from reeltalk.data.batch import AlignmentBatch, Batch, PackedHistory, PackedPair
 from reeltalk.losses import id_text_regularisation, unit
 from reeltalk.models.attention import Encoder, TransformerLayer, causal_mask, dropout, known_mask, masked_bias
-from reeltalk.models.recommender import Recommender, Step, initialise
+from reeltalk.models.recommender import Items, Recommender, Step, initialise
+from reeltalk.precision import as_factor
 
 MAX_REGULARISATION_PAIRS = 1024
 
@@ -58,20 +59,18 @@ class LSVCR(Recommender):
     title_vectors_NE: Tensor
     known_N1: Tensor
 
-    def __init__(
-        self, settings: LSVCRSettings, *, title_vectors_NE: Tensor, known_N: Tensor, history_length: int
-    ) -> None:
+    def __init__(self, settings: LSVCRSettings, items: Items, *, history_length: int) -> None:
         super().__init__()
         self.settings = settings
-        width, dim = title_vectors_NE.shape[1], settings.dim
-        self.register_buffer("title_vectors_NE", title_vectors_NE, persistent=False)
+        width, dim = items.title_vectors_NE.shape[1], settings.dim
+        self.register_buffer("title_vectors_NE", items.title_vectors_NE, persistent=False)
         self.text_map = text_map(settings, width)
         self.text_adapter = nn.Linear(settings.text_dim if settings.text_map != "none" else width, dim, bias=False)
         self.merge_text = nn.Linear(2 * dim, dim)
         if settings.use_item_ids:
-            self.item_embedding = nn.Embedding(len(title_vectors_NE), dim)
+            self.item_embedding = nn.Embedding(len(items.known_N), dim)
             # of an item without a training event nothing was learnt: its text alone speaks for it
-            self.register_buffer("known_N1", known_N[:, None].float(), persistent=False)
+            self.register_buffer("known_N1", items.known_N[:, None].float(), persistent=False)
             self.id_gate = nn.Parameter(torch.ones(()))
         self.starts = nn.ParameterList([nn.Parameter(torch.empty(dim).normal_(std=0.02)) for _ in range(2)])
         self.positions = nn.ModuleList([nn.Embedding(history_length, dim) for _ in range(2)])
@@ -198,8 +197,7 @@ class LSVCR(Recommender):
     def _text(self, text_UE: Tensor) -> Tensor:
         """LLM(x): text map and adapter. Two linear layers in a row are multiplied first: same map at half the work."""
         adapter = self.text_adapter.weight
-        device = text_UE.device.type
-        x_UE = text_UE.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else adapter.dtype)
+        x_UE = as_factor(text_UE, adapter)
         if not len(self.text_map):
             return F.linear(x_UE, adapter)
         last = self.text_map[-1]

@@ -18,6 +18,18 @@ from reeltalk.data.batch import Batch
 
 
 @dataclass(frozen=True)
+class Items:
+    """What a model may know of the items when it is made; row 0 of both belongs to no item.
+
+    title_vectors_NE: frozen text vectors, of width 0 where the model does not read text. known_N: bool, the items with
+    a training event.
+    """
+
+    title_vectors_NE: Tensor
+    known_N: Tensor
+
+
+@dataclass(frozen=True)
 class Step:
     """What a training step reads of a model: preferences, the vectors they are held against, a loss of the model's own.
 
@@ -34,6 +46,12 @@ class Recommender(nn.Module, ABC):
 
     has_start: bool
     """Whether each history begins with a learned start entry, which speaks for users with no event."""
+
+    def fit_buffers(self, items: Items) -> None:
+        """Make what is learnt from the items once, before training, and kept in buffers.
+
+        `build` calls it with the random state of the seed; a loaded model has its buffers from its file.
+        """
 
     @abstractmethod
     def item_vectors(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.text.table import TextTable
-from reeltalk.training.module import FinetuneModule
+from reeltalk.training.module import FinetuneModule, Objective
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import start_from, start_settings
 from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
@@ -22,27 +23,45 @@ from reeltalk.training.trainer import CHECKPOINTS, fit
 
 
 def finetune(
-    dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, out: Path, aligned: Path | None = None
+    dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, out: Path, start: Path | None = None
 ) -> System:
     """Train a model for one task and write its folder; run again after an interruption, it goes on where it was.
 
-    `aligned`, a folder that `reeltalk align` wrote, is what it starts from; `text` was then encoded by it. The weights
-    kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds something else or
-    a run with other settings, or text or start do not belong together, ConfigError where the model reads text and there
-    is none, DataError where the dataset has nothing to learn the task from.
+    `start`, a folder that `reeltalk align` or `reeltalk pretrain` wrote, is what it starts from; `text` was then
+    encoded by the aligned model, or as for pre-training. Raises ArtifactError where `out` holds something else or a run
+    with other settings, or text or start do not belong together, ConfigError where the model reads text and there is
+    none or cannot start there, DataError where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
-    train = settings.train
-    parents = {"dataset": dataset.manifest.digest} | ({"text": text.encoding} if text is not None else {})
-    if aligned is not None:
-        settings = start_settings(settings, aligned, text)
+    if start is not None:
+        settings = start_settings(settings, start, text)
     system = System.new(dataset, text=text, settings=settings)
-    if aligned is not None:
-        parents["aligned"] = start_from(system, aligned)
-    windows = system.training_windows()
-    module = FinetuneModule(system, windows)
+    parents = {} if start is None else start_from(system, start)
+    train_system(system, out, kind="model", text=text, parents=parents)
+    return load_system(out, dataset=dataset, text=text)
+
+
+def train_system(
+    system: System,
+    out: Path,
+    *,
+    kind: str,
+    text: TextTable | None,
+    parents: Mapping[str, str] | None = None,
+    objective: Objective | None = None,
+) -> None:
+    """Train by the task's objective, or another, and write a folder of this kind.
+
+    The weights kept are those of the epoch with the best validation value. `parents`: what it was made from besides
+    dataset and text.
+    """
+    settings, dataset = system.settings, system.dataset
+    train = settings.train
+    made_from = {"dataset": dataset.manifest.digest} | ({"text": text.encoding} if text is not None else {})
+    made_from |= parents or {}
+    module = FinetuneModule(system, system.training_windows(), objective)
     config = settings.model_dump(mode="json")
-    is_resumed = resumable_folder(out, kind="model", config=config, parents=parents)
+    is_resumed = resumable_folder(out, kind=kind, config=config, parents=made_from)
     save_settings(settings, out / CONFIG)
     best = _best_checkpoint(out)
     trainer = fit(
@@ -55,34 +74,26 @@ def finetune(
         accumulate_grad_batches=train.accumulate,
     )
     if trainer.is_global_zero:
-        _finish(out, module, best, config=config, parents=parents, dataset=dataset, text=text)
+        facts = _finish(out, module, best) | {
+            "dataset": str(dataset.path.resolve()),
+            "text": None if text is None else str(text.path.resolve()),
+        }
+        write_manifest(out, kind=kind, config=config, parents=made_from, facts=facts)
     trainer.strategy.barrier()
-    return load_system(out, dataset=dataset, text=text)
 
 
-def _finish(
-    out: Path,
-    module: FinetuneModule,
-    best: ModelCheckpoint,
-    *,
-    config: dict[str, object],
-    parents: dict[str, str],
-    dataset: Dataset,
-    text: TextTable | None,
-) -> None:
+def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint) -> dict[str, object]:
+    """Keep the best weights and nothing else; returns what is worth telling."""
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     prefix = "system."
     save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
     shutil.rmtree(out / CHECKPOINTS)
-    facts = {
+    return {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
         "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),
         "seconds": round(module.seconds, 1),
         "peak_bytes": peak_bytes(),
-        "dataset": str(dataset.path.resolve()),
-        "text": None if text is None else str(text.path.resolve()),
     }
-    write_manifest(out, kind="model", config=config, parents=parents, facts=facts)
 
 
 def _best_checkpoint(out: Path) -> ModelCheckpoint:

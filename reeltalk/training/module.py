@@ -1,9 +1,9 @@
-"""The Lightning module and loader of fine-tuning: seeded by step, so a resumed run draws what an unbroken one drew."""
+"""The Lightning module and loader of a system: seeded by step, so a resumed run draws what an unbroken one drew."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,21 @@ class WindowBatches:
                 yield self.system.feed.comment_batch(chunk, rng=rng)
 
 
-class FinetuneModule(StageModule):
-    """One step: the task's objective plus the model's own regularisation."""
+Objective = Callable[[Batch, ItemTargets], Terms]
 
-    def __init__(self, system: System, windows: Windows) -> None:
+
+class FinetuneModule(StageModule):
+    """One step of fine-tuning: the task's objective plus the model's own regularisation.
+
+    Where an `objective` is given, in its place the sum of that one's terms.
+    """
+
+    def __init__(self, system: System, windows: Windows, objective: Objective | None = None) -> None:
         super().__init__()
         self.system = system
+        self.objective = objective
         self.settings: TrainSettings = system.settings.train
+        self.weights = {"regularisation": self.settings.regularisation}
         self.batches = WindowBatches(system, windows)
         self.validation = Validation(system)
         self.seconds = 0.0  # of whole epochs, over all runs
@@ -87,12 +95,15 @@ class FinetuneModule(StageModule):
         self.batches.batches_done += 1
         terms = self._terms(batch)
         losses = {name: self.mean(total, count) for name, (total, count) in terms.items()}
-        loss = losses["softmax"] + self.settings.regularisation * losses.get("regularisation", 0.0)
+        loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         self.log_losses(loss, losses)
         return loss
 
     def _terms(self, batch: Example) -> Terms:
         histories, targets = batch
+        if self.objective is not None:
+            assert isinstance(targets, ItemTargets)
+            return self.objective(histories, targets)
         recommender, regularise = self.system.recommender, self.settings.regularisation > 0
         if isinstance(targets, ItemTargets):
             return item_objective(recommender, histories, targets, regularise=regularise)

@@ -1,71 +1,105 @@
-"""Fine-tuning from an aligned start: the weights of the sequential model that `reeltalk align` wrote."""
+"""Where fine-tuning starts: the weights of a model that `reeltalk align` or `reeltalk pretrain` wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reeltalk.artifacts import Manifest, read_manifest
+from reeltalk.artifacts import Manifest, folder_kind, read_manifest, require_parent
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.models.lsvcr import LSVCRSettings
+from reeltalk.pretraining import pretraining_of
 from reeltalk.text.table import TextTable
 from reeltalk.training.settings import FinetuneSettings
-from reeltalk.training.system import System
+from reeltalk.training.system import WEIGHTS, System
 
 ALIGNED = "aligned"
-CONFIG = "config.yaml"
+PRETRAINED = "pretrained"
 SEQUENTIAL = "sequential.safetensors"
 _OF_THE_START = ("dim", "num_layers", "num_heads", "inner_dim", "text_dim", "text_map")
 
 
-def start_settings(settings: FinetuneSettings, aligned: Path, text: TextTable | None) -> FinetuneSettings:
-    """The settings with sizes as they are in the aligned model, and no text map where the vectors went through it.
+def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | None) -> FinetuneSettings:
+    """The settings with sizes as they are in the start, and no text map where the vectors went through it.
 
     Raises ConfigError where the settings ask for other sizes (a default asks for nothing) or another model,
-    ArtifactError where the text was not encoded for this start.
+    ArtifactError where the folder is no start or the text was not encoded for it.
     """
-    manifest = read_manifest(aligned, ALIGNED)
+    if folder_kind(start) == PRETRAINED:
+        sizes = _pretrained_sizes(settings, start, text)
+    else:
+        sizes = _aligned_sizes(settings, start, text)
     model = settings.model
-    if not isinstance(model, LSVCRSettings):
-        raise ConfigError(f"model {settings.name!r} has no aligned start; lsvcr has")
-    given = LSVCRSettings.model_validate(manifest.config["model"])
-    sizes = {name: getattr(given, name) for name in _OF_THE_START}
-    if _is_mapped(manifest, aligned, text):
-        sizes["text_map"] = "none"
     for name, size in sizes.items():
-        if getattr(model, name) not in (size, LSVCRSettings.model_fields[name].default):
+        if getattr(model, name) not in (size, type(model).model_fields[name].default):
             raise ConfigError(
-                f"model.{name}={getattr(model, name)!r}, but it starts from {aligned}, where it is {sizes[name]!r}; "
+                f"model.{name}={getattr(model, name)!r}, but it starts from {start}, where it is {sizes[name]!r}; "
                 "leave it out"
             )
-    return settings.model_copy(update={"model": model.model_copy(update=sizes)})
+    return settings.model_copy(update={"model": model.model_copy(update=dict(sizes))})
 
 
-def start_from(system: System, aligned: Path) -> str:
-    """Put the aligned weights into a new system; ID embeddings and what else alignment has not keep theirs.
+def start_from(system: System, start: Path) -> dict[str, str]:
+    """Put the weights of the start into a new system; what the start has not keeps its own.
 
-    A position table that is longer than the aligned one keeps its own rows behind it. Returns the digest of the start.
+    A position table that is longer than the start's keeps its own rows behind it. Returns the parent that the start is:
+    its kind and digest. Raises ConfigError where shapes differ, ArtifactError where the start is of another dataset and
+    knows its items.
     """
-    manifest = read_manifest(aligned, ALIGNED)
+    if folder_kind(start) == PRETRAINED:
+        kind, file = PRETRAINED, start / WEIGHTS
+        manifest = read_manifest(start, kind)
+        if not pretraining_of(system.settings.name).of_text_alone:
+            require_parent(manifest, start, "dataset", system.dataset.manifest, system.dataset.path)
+        weights = {name.removeprefix("recommender."): value for name, value in load_file(file).items()}
+    else:
+        kind, file = ALIGNED, start / SEQUENTIAL
+        manifest, weights = read_manifest(start, kind), load_file(file)
     own = system.recommender.state_dict()
-    weights = load_file(aligned / SEQUENTIAL)
     new: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name not in own:
             continue  # a text map that the vectors went through
-        if name.startswith("positions.") and len(value) < len(own[name]):
+        is_positions = "positions." in name
+        if is_positions and len(value) < len(own[name]):
             value = torch.cat([value, own[name][len(value) :]])
         elif value.shape != own[name].shape:
             raise ConfigError(
-                f"{aligned / SEQUENTIAL} holds {name} of shape {list(value.shape)}, the model has "
-                f"{list(own[name].shape)}" + ("; raise data.history_length" if name.startswith("positions.") else "")
+                f"{file} holds {name} of shape {list(value.shape)}, the model has {list(own[name].shape)}"
+                + ("; raise data.history_length" if is_positions else "")
             )
         new[name] = value
     system.recommender.load_state_dict(own | new)
-    return manifest.digest
+    return {kind: manifest.digest}
+
+
+def _pretrained_sizes(settings: FinetuneSettings, start: Path, text: TextTable | None) -> Mapping[str, object]:
+    manifest = read_manifest(start, PRETRAINED)
+    name, encoding = manifest.config["name"], manifest.parents.get("text")
+    if name != settings.name:
+        raise ConfigError(
+            f"{start} holds a pre-trained {name}, which is no start for {settings.name}; give --model {name}"
+        )
+    if encoding is not None and (text is None or text.encoding != encoding):
+        held = "no text is given" if text is None else f"{text.path} holds text vectors {text.encoding}"
+        raise ArtifactError(
+            f"{held}, but {start} was pre-trained on {encoding} ({manifest.facts['text']}); run `reeltalk encode` on "
+            "the dataset as that was encoded, and give its folder as --text"
+        )
+    return {size: manifest.config["model"][size] for size in pretraining_of(name).sizes}
+
+
+def _aligned_sizes(settings: FinetuneSettings, start: Path, text: TextTable | None) -> Mapping[str, object]:
+    manifest = read_manifest(start, ALIGNED)
+    if not isinstance(settings.model, LSVCRSettings):
+        raise ConfigError(f"model {settings.name!r} has no aligned start; lsvcr has")
+    given = LSVCRSettings.model_validate(manifest.config["model"])
+    sizes = {name: getattr(given, name) for name in _OF_THE_START}
+    return sizes | ({"text_map": "none"} if _is_mapped(manifest, start, text) else {})
 
 
 def _is_mapped(manifest: Manifest, aligned: Path, text: TextTable | None) -> bool:

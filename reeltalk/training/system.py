@@ -51,8 +51,10 @@ class System(nn.Module):
         self._item_vectors: Tensor | None = None
 
     @classmethod
-    def new(cls, dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings) -> Self:
-        """A system with fresh weights; the seed of `settings.train` fixes them."""
+    def new(
+        cls, dataset: Dataset, *, text: TextTable | None, settings: FinetuneSettings, is_loaded: bool = False
+    ) -> Self:
+        """A system with fresh weights; the seed of `settings.train` fixes them. `is_loaded`: as `build` takes it."""
         spec = model_spec(settings.name, settings.task)
         if spec.reads_text and text is None:
             raise ConfigError(f"{settings.name} reads text: give --text, a folder that `reeltalk encode` wrote")
@@ -76,6 +78,7 @@ class System(nn.Module):
             known_items=torch.from_numpy(known),
             history_length=settings.data.history_length,
             seed=settings.train.seed,
+            is_loaded=is_loaded,
         )
         feed = Feed(
             histories=histories,
@@ -166,7 +169,7 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
             f"{path} was made from text vectors {manifest.parents.get('text')}, but {text.path} holds {text.encoding}; "
             "give the text folder it was made from"
         )
-    system = System.new(dataset, text=text, settings=settings)
+    system = System.new(dataset, text=text, settings=settings, is_loaded=True)
     weights = load_file(path / WEIGHTS)
     system.load_state_dict(weights)
     system.eval()
