@@ -11,7 +11,11 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.caser import Caser, CaserSettings
+from reeltalk.models.gru4rec import GRU4Rec, GRU4RecSettings
+from reeltalk.models.hstu import HSTU, HSTUSettings
 from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.models.narm import NARM, NARMSettings
 from reeltalk.models.recommender import Recommender
 from reeltalk.models.sasrec import SASRec, SASRecSettings
 
@@ -31,8 +35,14 @@ class ModelSpec:
     paper: str
 
 
-def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
-    return SASRec(settings, num_items=len(title_vectors_NE) - 1, history_length=history_length)
+def _of_ids(model: Callable[..., Recommender], *, has_positions: bool) -> Callable[..., Recommender]:
+    """`make` of a model to which an item is its ID alone; with or without a table of positions."""
+
+    def make(settings: BaseModel, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
+        positions = {"history_length": history_length} if has_positions else {}
+        return model(settings, num_items=len(title_vectors_NE) - 1, **positions)
+
+    return make
 
 
 def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
@@ -40,8 +50,12 @@ def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, h
 
 
 MODELS: dict[str, ModelSpec] = {
+    "caser": ModelSpec(CaserSettings, _of_ids(Caser, has_positions=False), ("item",), False, "arXiv 1809.07426"),
+    "gru4rec": ModelSpec(GRU4RecSettings, _of_ids(GRU4Rec, has_positions=False), ("item",), False, "arXiv 1511.06939"),
+    "hstu": ModelSpec(HSTUSettings, _of_ids(HSTU, has_positions=True), ("item",), False, "arXiv 2402.17152"),
     "lsvcr": ModelSpec(LSVCRSettings, _lsvcr, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
-    "sasrec": ModelSpec(SASRecSettings, _sasrec, ("item",), False, "arXiv 1808.09781"),
+    "narm": ModelSpec(NARMSettings, _of_ids(NARM, has_positions=False), ("item",), False, "arXiv 1711.04725"),
+    "sasrec": ModelSpec(SASRecSettings, _of_ids(SASRec, has_positions=True), ("item",), False, "arXiv 1808.09781"),
 }
 
 
