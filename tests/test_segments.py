@@ -47,7 +47,7 @@ def test_grids_waste_little() -> None:
     lengths = np.random.default_rng(0).geometric(0.1, 512).clip(max=50)
     grids = Segments.of(packed_rows(lengths.tolist())).cells
     assert len(lengths) * 50 > 4 * lengths.sum()
-    assert sum(cell.numel() for cell in grids) < 1.6 * lengths.sum()
+    assert sum(cell.numel() for cell in grids) < 1.75 * lengths.sum()
 
 
 def test_nothing_but_padding_is_one_grid() -> None:

@@ -1,12 +1,12 @@
 """Caser: convolutions over the last few items, taken as an image of positions and features.
 
 Paper: Tang and Wang, Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding (WSDM 2018),
-    arXiv 1809.07426. Section 3.1, the image E: `Caser._windows`; section 3.2.1, horizontal filters (eq 3 to 5):
-    `_horizontal`; section 3.2.2, vertical filters (eq 6 to 8): `_vertical`; section 3.3, the layer z (eq 9) and the output
-    layer W' z + b' (eq 10): `item_preferences`, `item_vectors`.
+    arXiv 1809.07426. The image E of the last items: `Caser._windows`; horizontal filters (eq 3 to 5): `_horizontal`;
+    vertical filters (eq 6 to 8): `_vertical`; the layer z (eq 9) and the output layer W' z + b' (eq 10):
+    `item_preferences`, `item_vectors`.
 Differs from the paper: no user embedding P_u in eq 10, as users are open-ended here: one who was never trained on has a
-    preference like any other. Horizontal filters have biases, as in public implementations. Exact softmax over all items for the next one, in place of binary cross-entropy with
-    sampled negatives for the next few.
+    preference like any other. Horizontal filters have biases, as in public implementations. Exact softmax over all
+    items for the next one, in place of binary cross-entropy with sampled negatives for the next few.
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, W items of a window, D width, F filters, N items.

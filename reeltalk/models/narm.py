@@ -7,7 +7,7 @@ Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arX
 Differs from the paper: RecBole's sizes. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
-Shapes: R rows, L positions, D width, H hidden width; T positions and G histories of a grid, P pairs t, j of them, j <= t.
+Shapes: R rows, L positions, D width, H hidden width; T positions and G histories of a grid, P pairs of its positions.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Recommender(nn.Module, ABC):
 def initialise(module: nn.Module) -> None:
     """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT, RecBole and LSVCR's reference start from.
 
-    Recurrent layers start uniform, scaled by their width (Xavier), as in RecBole: they pass on what is small ever smaller.
+    Recurrent layers start uniform, scaled by their width (Xavier), as in RecBole: small weights would let a state fade.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):

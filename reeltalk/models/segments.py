@@ -33,7 +33,10 @@ class Segments:
 
     @classmethod
     def of(cls, segment_RL: Tensor) -> Self:
-        """Lay out the histories that `PackedHistory.segment_RL` tells apart; each grid is at most twice too long."""
+        """Lay out the histories that `PackedHistory.segment_RL` tells apart.
+
+        Each fills more than half of its column, but for those of one or two entries.
+        """
         columns = segment_RL.shape[1]
         is_entry = (segment_RL > 0).flatten()
         is_first = ((segment_RL > 0) & (segment_RL != F.pad(segment_RL, (1, 0))[:, :-1])).flatten()
