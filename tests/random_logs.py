@@ -170,11 +170,25 @@ def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
     return int(rng.integers(first, last)) + 1 if last > first else 0
 
 
+SMALL: dict[str, object] = {
+    "dim": 8,
+    "inner_dim": 16,
+    "hidden_dim": 12,
+    "text_dim": 10,
+    "num_layers": 2,
+    "num_heads": 2,
+    "input_dropout": 0.0,
+    "dropout": 0.0,
+    "num_codebooks": 4,
+    "num_codes": 6,
+}
+
+
 def settings_of(name: str, **values: object) -> BaseModel:
-    """Settings of a small model: two heads, two layers, dropout as given (off)."""
-    small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0}
-    small |= {"lsvcr": {"text_dim": 10}, "vqrec": {"num_codebooks": 4, "num_codes": 6}}.get(name, {})
-    return MODELS[name].settings.model_validate(small | values)
+    """Settings of a small model: two heads, two layers, dropout as given (off); of `SMALL`, what the model has."""
+    section = MODELS[name].settings
+    given = {key: value for key, value in (SMALL | values).items() if key in section.model_fields or key not in SMALL}
+    return section.model_validate(given)
 
 
 def random_model(name: str, task: Task, log: Log, *, length: int, seed: int = 0, **values: object) -> Recommender:

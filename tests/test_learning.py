@@ -24,7 +24,7 @@ NO_COMMENTS = CommentPool(*(np.zeros(0, np.int64) for _ in range(3)))
 
 def model_for(name: str, task: str, log: Log) -> Recommender:
     titles = torch.from_numpy(log.titles if MODELS[name].reads_text else log.titles[:, :0])
-    settings = settings_of(name, dim=16, inner_dim=32, dropout=0.1)
+    settings = settings_of(name, dim=16, inner_dim=32, hidden_dim=32, dropout=0.1)
     return build(name, task, settings, titles=titles, history_length=LENGTH, seed=0)  # type: ignore[arg-type]
 
 

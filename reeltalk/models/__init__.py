@@ -11,8 +11,12 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.caser import Caser, CaserSettings
 from reeltalk.models.fdsa import FDSA, FDSASettings
+from reeltalk.models.gru4rec import GRU4Rec, GRU4RecSettings
+from reeltalk.models.hstu import HSTU, HSTUSettings
 from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.models.narm import NARM, NARMSettings
 from reeltalk.models.recommender import Items, Recommender
 from reeltalk.models.sasrec import SASRec, SASRecSettings
 from reeltalk.models.unisrec import UniSRec, UniSRecSettings
@@ -24,6 +28,11 @@ class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
     `make(settings, items, history_length=...)` is the model's class.
+
+    Of a causal model, one pass over a history gives the preference after each entry, whatever follows. One that is not
+    looks both ways: it gives the preference after the last entry alone, and trains on hidden entries. A model that is
+    not personal gives all users the same preference. One of the comment task that does not see what is watched has the
+    same under each item.
     """
 
     settings: type[BaseModel]
@@ -31,11 +40,18 @@ class ModelSpec:
     tasks: tuple[Task, ...]
     reads_text: bool
     paper: str
+    is_causal: bool = True
+    is_personal: bool = True
+    sees_watched: bool = True
 
 
 MODELS: dict[str, ModelSpec] = {
+    "caser": ModelSpec(CaserSettings, Caser, ("item",), False, "arXiv 1809.07426"),
     "fdsa": ModelSpec(FDSASettings, FDSA, ("item",), True, "IJCAI 2019, doi 10.24963/ijcai.2019/600"),
+    "gru4rec": ModelSpec(GRU4RecSettings, GRU4Rec, ("item",), False, "arXiv 1511.06939"),
+    "hstu": ModelSpec(HSTUSettings, HSTU, ("item",), False, "arXiv 2402.17152"),
     "lsvcr": ModelSpec(LSVCRSettings, LSVCR, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
+    "narm": ModelSpec(NARMSettings, NARM, ("item",), False, "arXiv 1711.04725"),
     "sasrec": ModelSpec(SASRecSettings, SASRec, ("item",), False, "arXiv 1808.09781"),
     "unisrec": ModelSpec(UniSRecSettings, UniSRec, ("item",), True, "arXiv 2206.05941"),
     "vqrec": ModelSpec(VQRecSettings, VQRec, ("item",), True, "arXiv 2210.12316"),

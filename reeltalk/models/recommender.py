@@ -79,9 +79,15 @@ class Recommender(nn.Module, ABC):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT, RecBole and LSVCR's reference start from."""
+    """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT, RecBole and LSVCR's reference start from.
+
+    Recurrent layers start uniform, scaled by their width (Xavier), as in RecBole: small weights would let a state fade.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
+        if isinstance(part, nn.GRU):
+            for weight in part.parameters():
+                nn.init.xavier_uniform_(weight)

@@ -1,0 +1,58 @@
+"""GRU4Rec: a recurrent network over item ids.
+
+Paper: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks (ICLR 2016), arXiv 1511.06939.
+    Section 3.1, the gated recurrent unit: `GRU4Rec.gru`; section 3.1.1, input and output layer: `item_preferences`,
+    `item_vectors`.
+Differs from the paper: as commonly trained today (RecBole's defaults), with item embeddings in place of one-hot input,
+    which also are the output layer after a linear map to their width, and dropout on them; exact softmax over all items
+    in place of TOP1 or BPR against the batch; whole histories in place of sessions in parallel, each from a zero state.
+    torch's unit resets U h instead of h: tanh(W x + r * (U h)).
+Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from reeltalk.data.batch import Batch
+from reeltalk.models.attention import dropout
+from reeltalk.models.recommender import Items, Recommender, initialise
+from reeltalk.models.segments import Segments
+
+
+class GRU4RecSettings(BaseModel):
+    """Sizes of GRU4Rec; defaults as in RecBole."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dim: int = Field(64, gt=0)
+    hidden_dim: int = Field(128, gt=0)
+    num_layers: int = Field(1, gt=0)
+    dropout: float = Field(0.3, ge=0, lt=1, description="on the items that go in")
+
+
+class GRU4Rec(Recommender):
+    """Shapes: R rows, L positions, D width, N items; T positions and G histories of a grid."""
+
+    has_start = False
+
+    def __init__(self, settings: GRU4RecSettings, items: Items, *, history_length: int) -> None:
+        super().__init__()
+        self.item_embedding = nn.Embedding(len(items.known_N), settings.dim)
+        self.dropout = settings.dropout
+        self.gru = nn.GRU(settings.dim, settings.hidden_dim, settings.num_layers, bias=False)
+        self.out = nn.Linear(settings.hidden_dim, settings.dim)
+        initialise(self)
+
+    def item_vectors(self) -> Tensor:
+        return self.item_embedding.weight
+
+    def item_preferences(self, batch: Batch) -> Tensor:
+        segments = Segments.of(batch.items.segment_RL)
+        states = []
+        for item_TG in segments.grids(batch.items.item_RL):
+            x_TGD = dropout(self.item_embedding(item_TG), self.dropout, training=self.training)
+            states.append(self.gru(x_TGD)[0])
+        preference_RLD: Tensor = self.out(segments.rows(states))
+        return preference_RLD
