@@ -171,10 +171,12 @@ def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
 
 
 def settings_of(name: str, **values: object) -> BaseModel:
-    """Settings of a small model: two heads, two layers, dropout as given (off)."""
+    """Settings of a small model: few heads and layers, dropout as given (off)."""
     small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0}
     if name == "lsvcr":
         small["text_dim"] = 10
+    if name == "mbht":
+        small["scales"] = (2, 5)  # several means in a short history
     return MODELS[name].settings.model_validate(small | values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def slow_dmt(w: Weights, user: User, place: int, num_experts: int) -> Vector:
 
 
 def test_dmt(log: Log) -> None:
-    values = {"num_layers": 2, "num_heads": 2, "num_experts": 3, "expert_dims": (7, 5)}
+    values: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "num_experts": 3, "expert_dims": (7, 5)}
     model = cast(DMT, random_model("dmt", "item", log, length=LENGTH, **values))
     w = weights_of(model)
     rows = np.arange(len(log.histories.item))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import sqrt
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from test_lsvcr import (
     multi_head_attention,
     norm,
     softmax,
-    unit,
     weights_of,
 )
 
@@ -31,7 +30,7 @@ from reeltalk.models.merged import Merged
 
 LENGTH = 9
 SCALES, RANK, SIMILAR, BEFORE, AFTER = (2, 5), 3, 2, 3, 2
-VALUES = {"scales": SCALES, "rank": RANK, "num_similar": SIMILAR, "neighbours": (BEFORE, AFTER)}
+VALUES: dict[str, Any] = {"scales": SCALES, "rank": RANK, "num_similar": SIMILAR, "neighbours": (BEFORE, AFTER)}
 ITEM, RECORD = 1, 2
 
 
@@ -84,9 +83,7 @@ def slow_attention(w: Weights, name: str, x: list[Vector]) -> list[Vector]:
         mixed = [multi_head_attention(w, f"{name}.coarse.{which}", mean, means, 2) for mean in means]
         coarser.append([norm(w, f"{name}.coarse_norms.{which}", a + b) for a, b in zip(means, mixed, strict=True)])
     for place in range(len(x)):
-        total = w[f"{name}.fusion.bias"][place] + mixture(
-            w[f"{name}.fusion.weight"][place, : len(x)].tolist(), fine
-        )
+        total = w[f"{name}.fusion.bias"][place] + mixture(w[f"{name}.fusion.weight"][place, : len(x)].tolist(), fine)
         for which, coarse in enumerate(coarser):
             total = total + mixture(w[f"{name}.coarse_fusions.{which}"][place, : len(coarse)].tolist(), coarse)
         fused.append(total)
@@ -113,6 +110,11 @@ def slow_transformer(w: Weights, entries: list[Entry], hidden: set[int]) -> list
     return x
 
 
+def cosine(a: Vector, b: Vector) -> float:
+    """With what keeps vectors of zeros finite."""
+    return float(a @ b) / sqrt((float(a @ a) + 1e-12) * (float(b @ b) + 1e-12))
+
+
 def slow_hypergraph(w: Weights, entries: list[Entry], hidden: set[int]) -> list[Vector]:
     """Hyperedges as dicts from an entry's place to how much it belongs."""
     seen = [place for place in range(len(entries)) if place not in hidden]
@@ -125,7 +127,7 @@ def slow_hypergraph(w: Weights, entries: list[Entry], hidden: set[int]) -> list[
     for place in seen:
         own = vector[entries[place][0]]
         likeness = {
-            item: float(np.mean([unit(c * own) @ unit(c * vector[item]) for c in w["hypergraph.channels"]]))
+            item: float(np.mean([cosine(c * own, c * vector[item]) for c in w["hypergraph.channels"]]))
             for item in items
         }
         for item in sorted(items, key=lambda each: -likeness[each])[:SIMILAR]:

@@ -32,9 +32,8 @@ class ItemHypergraph(nn.Module):
         incidence_BSY = self._incidence(x_BSD, is_same_item_BSS, is_seen_BS)
         once_BSD = convolved(x_BSD, incidence_BSY)
         x_BSD = (once_BSD + convolved(once_BSD, incidence_BSY)) / 2
-        around_BSS = self._around(x_BSD.shape[1], x_BSD.device) & is_seen_BS[:, None]
-        share_BSS = around_BSS / around_BSS.sum(dim=2, keepdim=True).clamp(min=1)
-        return torch.where(is_seen_BS[..., None], x_BSD, share_BSS.to(x_BSD.dtype) @ x_BSD)
+        around_BSS = (self._around(x_BSD.shape[1], x_BSD.device) & is_seen_BS[:, None]).to(x_BSD.dtype)
+        return torch.where(is_seen_BS[..., None], x_BSD, around_BSS @ x_BSD / _degree(around_BSS, 2))
 
     def _incidence(self, x_BSD: Tensor, is_same_item_BSS: Tensor, is_seen_BS: Tensor) -> Tensor:
         """How much each entry belongs to each hyperedge: [B, S, Y].
