@@ -46,16 +46,21 @@ def comment_scores(
 
 
 def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets, *, regularise: bool = False) -> Terms:
-    """Eq 17 (both terms of eq 18 with `regularise`): the next item among all that existed, at every position."""
+    """Eq 17 (both terms of eq 18 with `regularise`): the next item among all that existed.
+
+    At every position, or at those that the model predicts in this step.
+    """
     step = recommender.item_step(batch, regularise=regularise)
-    is_fresh_T = targets.item_T > targets.first_T  # a target that is itself outdated is not trained on
-    preference_TD = at_targets(step.preferences, targets)[is_fresh_T]
+    is_trained_T = targets.item_T > targets.first_T  # a target that is itself outdated is not trained on
+    if step.is_predicted_RL is not None:
+        is_trained_T &= step.is_predicted_RL.flatten()[targets.position_T]
+    preference_TD = at_targets(step.preferences, targets)[is_trained_T]
     loss = full_softmax(
         preference_TD,
         step.vectors,
-        targets.item_T[is_fresh_T],
-        first_T=targets.first_T[is_fresh_T] + 1,  # row 0 belongs to no item
-        existing_T=targets.existing_T[is_fresh_T] + 1,
+        targets.item_T[is_trained_T],
+        first_T=targets.first_T[is_trained_T] + 1,  # row 0 belongs to no item
+        existing_T=targets.existing_T[is_trained_T] + 1,
     )
     return _terms(loss, len(preference_TD), step)
 

@@ -181,6 +181,7 @@ SMALL: dict[str, object] = {
     "dropout": 0.0,
     "num_codebooks": 4,
     "num_codes": 6,
+    "scales": (2, 5),  # several means in a short history
 }
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
 from reeltalk.data.dataset import Task
-from reeltalk.data.histories import request_windows, target_windows, training_windows
-from reeltalk.data.ragged import Ints, Ragged, offsets_of
+from reeltalk.data.histories import Windows, request_windows, target_windows, training_windows
+from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
 from reeltalk.models import MODELS, build
 from reeltalk.models.candidate_features import CandidateFeatures
 from reeltalk.models.recommender import Recommender
@@ -24,6 +24,7 @@ from reeltalk.objectives import comment_objective, comment_scores, item_objectiv
 LENGTH = 10
 PRECISIONS = [(np.float32, 1e-5), (np.float64, 1e-12)]
 every_model = pytest.mark.parametrize(("name", "task"), MODEL_TASKS)
+causal_models = pytest.mark.parametrize(("name", "task"), [pair for pair in MODEL_TASKS if MODELS[pair[0]].is_causal])
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -34,12 +35,19 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual / longest, expected / longest, atol=tolerance, rtol=0)
 
 
-def whole_histories(model: Recommender, log: Log, task: Task) -> tuple[Ints, Tensor]:
+def windows_of(name: str, model: Recommender, log: Log, task: Task) -> Windows:
+    """Whole histories; of a model that is not causal, a window a target."""
     windows = training_windows(log.histories, task, length=LENGTH, has_start=model.has_start)
-    return preferences(model, log, windows, task)
+    if MODELS[name].is_causal:
+        return windows
+    return target_windows(log.histories, task, ranges(windows.first_target, windows.end + 1), length=LENGTH)
 
 
-@every_model
+def all_preferences(name: str, model: Recommender, log: Log, task: Task) -> tuple[Ints, Tensor]:
+    return preferences(model, log, windows_of(name, model, log, task), task)
+
+
+@causal_models
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_position_of_a_whole_history_equals_the_prefix_alone(
@@ -47,7 +55,7 @@ def test_a_position_of_a_whole_history_equals_the_prefix_alone(
 ) -> None:
     log = random_log(seed, dtype=dtype)
     model = random_model(name, task, log, length=LENGTH)
-    rows, whole_TD = whole_histories(model, log, task)
+    rows, whole_TD = all_preferences(name, model, log, task)
     prefix = target_windows(log.histories, task, rows, length=LENGTH)
     prefix_rows, prefix_TD = preferences(model, log, prefix, task)
     assert (prefix_rows == rows).all()
@@ -63,7 +71,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(
 ) -> None:
     log = random_log(5, dtype=dtype)
     model = random_model(name, task, log, length=LENGTH)
-    windows = training_windows(log.histories, task, length=LENGTH, has_start=model.has_start)
+    windows = windows_of(name, model, log, task)
     packed, _ = packed_batch(log, windows, task, has_start=model.has_start)
     assert packed.packing.row.max() + 1 < len(windows)  # several users share a row, others are alone
     together_TD = preferences(model, log, windows, task)[1]
@@ -80,7 +88,7 @@ def test_future_events_change_nothing(name: str, task: Task, seed: int) -> None:
     """Nor do events of the other history at exactly the target's time."""
     log = random_log(seed, dtype=np.float64)
     model = random_model(name, task, log, length=LENGTH)
-    rows, whole_TD = whole_histories(model, log, task)
+    rows, whole_TD = all_preferences(name, model, log, task)
     offsets = log.histories.item_offsets if task == "item" else log.histories.record_offsets
     num_equal = 0
     for row, expected_D in zip(rows.tolist(), whole_TD, strict=True):
@@ -95,7 +103,7 @@ def test_future_events_change_nothing(name: str, task: Task, seed: int) -> None:
             past = User([event for event in user.items if event.time < moment], user.records[: place + 1])
             num_equal += sum(event.time == moment for event in user.items)
         alone = replace(log, users=[past])
-        assert_same(whole_histories(model, alone, task)[1][-1:], expected_D[None], 1e-12)
+        assert_same(all_preferences(name, model, alone, task)[1][-1:], expected_D[None], 1e-12)
     assert num_equal > 0 or seed > 0
 
 
@@ -112,8 +120,8 @@ def test_the_target_itself_does_not_show(name: str, task: Task) -> None:
         if records and task == "comment":
             records[-1] = replace(records[-1], comments=(2, 5), end=records[-1].end + 9)
         users.append(User(items, records))
-    rows, before_TD = whole_histories(model, log, task)
-    rows_after, after_TD = whole_histories(model, replace(log, users=users), task)
+    rows, before_TD = all_preferences(name, model, log, task)
+    rows_after, after_TD = all_preferences(name, model, replace(log, users=users), task)
     assert (rows == rows_after).all()
     assert_same(after_TD, before_TD, 1e-12)
 
@@ -184,10 +192,10 @@ def test_saved_and_loaded_is_bit_equal(name: str, task: Task, tmp_path: Path) ->
     model = random_model(name, task, log, length=LENGTH, seed=1)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     again = random_model(name, task, log, length=LENGTH, seed=2)
-    before_TD = whole_histories(model, log, task)[1]
-    assert not torch.equal(before_TD, whole_histories(again, log, task)[1])
+    before_TD = all_preferences(name, model, log, task)[1]
+    assert not torch.equal(before_TD, all_preferences(name, again, log, task)[1])
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    assert torch.equal(before_TD, whole_histories(again, log, task)[1])
+    assert torch.equal(before_TD, all_preferences(name, again, log, task)[1])
     assert torch.equal(model.item_vectors(), again.item_vectors())
 
 

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.recommender import Items, Recommender
+from reeltalk.models.bert4rec import BERT4Rec, BERT4RecSettings
 from reeltalk.models.caser import Caser, CaserSettings
+from reeltalk.models.dmt import DMT, DMTSettings
 from reeltalk.models.fdsa import FDSA, FDSASettings
 from reeltalk.models.gru4rec import GRU4Rec, GRU4RecSettings
 from reeltalk.models.hstu import HSTU, HSTUSettings
 from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.models.mbht import MBHT, MBHTSettings
 from reeltalk.models.narm import NARM, NARMSettings
-from reeltalk.models.recommender import Items, Recommender
+from reeltalk.models.s3rec import S3Rec, S3RecSettings
 from reeltalk.models.sasrec import SASRec, SASRecSettings
 from reeltalk.models.unisrec import UniSRec, UniSRecSettings
 from reeltalk.models.vqrec import VQRec, VQRecSettings
@@ -46,12 +50,16 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {
+    "bert4rec": ModelSpec(BERT4RecSettings, BERT4Rec, ("item",), False, "arXiv 1904.06690", is_causal=False),
     "caser": ModelSpec(CaserSettings, Caser, ("item",), False, "arXiv 1809.07426"),
+    "dmt": ModelSpec(DMTSettings, DMT, ("item",), False, "CIKM 2020, doi 10.1145/3340531.3412697"),
     "fdsa": ModelSpec(FDSASettings, FDSA, ("item",), True, "IJCAI 2019, doi 10.24963/ijcai.2019/600"),
     "gru4rec": ModelSpec(GRU4RecSettings, GRU4Rec, ("item",), False, "arXiv 1511.06939"),
     "hstu": ModelSpec(HSTUSettings, HSTU, ("item",), False, "arXiv 2402.17152"),
     "lsvcr": ModelSpec(LSVCRSettings, LSVCR, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
+    "mbht": ModelSpec(MBHTSettings, MBHT, ("item",), False, "arXiv 2207.05584", is_causal=False),
     "narm": ModelSpec(NARMSettings, NARM, ("item",), False, "arXiv 1711.04725"),
+    "s3rec": ModelSpec(S3RecSettings, S3Rec, ("item",), False, "arXiv 2008.07873, fine-tuning"),
     "sasrec": ModelSpec(SASRecSettings, SASRec, ("item",), False, "arXiv 1808.09781"),
     "unisrec": ModelSpec(UniSRecSettings, UniSRec, ("item",), True, "arXiv 2206.05941"),
     "vqrec": ModelSpec(VQRecSettings, VQRec, ("item",), True, "arXiv 2210.12316"),

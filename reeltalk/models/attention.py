@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from reeltalk.data.batch import PackedHistory
 
 
+def same_history_mask(history: PackedHistory) -> Tensor:
+    """May position i look at position j of the same history: same user. bool [R, L, L]."""
+    return history.segment_RL[:, :, None] == history.segment_RL[:, None, :]
+
+
 def causal_mask(history: PackedHistory) -> Tensor:
     """May position i look at position j of the same history: same user, j no later than i. bool [R, L, L]."""
-    segment_RL = history.segment_RL
-    is_same = segment_RL[:, :, None] == segment_RL[:, None, :]
-    return is_same.tril_()
+    return same_history_mask(history).tril_()
 
 
 def known_mask(of: PackedHistory, at: PackedHistory) -> Tensor:

@@ -34,11 +34,13 @@ class Step:
     """What a training step reads of a model: preferences, the vectors they are held against, a loss of the model's own.
 
     Shapes as those of the methods that give each alone. The loss is a (sum, count), or None where there is none.
+    is_predicted_RL: of the item history, the entries whose next one this step predicts (cloze training); None: all.
     """
 
     preferences: Tensor
     vectors: Tensor
     regularisation: tuple[Tensor, int] | None = None
+    is_predicted_RL: Tensor | None = None
 
 
 class Recommender(nn.Module, ABC):
@@ -59,7 +61,10 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def item_preferences(self, batch: Batch) -> Tensor:
-        """The preference after each entry of the item history: [R, L, D], finite but meaningless at padding."""
+        """The preference after each entry of the item history: [R, L, D], finite but meaningless at padding.
+
+        Of a model that is not causal (`ModelSpec`), after the last entry of each history alone; zeros elsewhere.
+        """
 
     def comment_vectors(self, text_UE: Tensor) -> Tensor:
         """Vectors of comments as candidates, from their text vectors: [U, D]."""

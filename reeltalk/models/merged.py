@@ -1,0 +1,69 @@
+"""Both histories of each user as one sequence in time order, one user a row.
+
+Shapes: R rows and L positions of a packed history, B users, S positions of a sequence, M entries of all histories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from reeltalk.data.batch import PackedHistory, PackedPair
+from reeltalk.models.cloze import is_start
+
+ALIGN = 8  # sequence lengths repeat, see docs/decisions.md
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Item events and comment records by the time from which they are known, then the entry yet to come, then padding.
+
+    Of two entries at one time the item event is first. item_BS: item_id, 0 at the entry yet to come and at padding.
+    is_entry_BS: no padding. is_record_BS: comment records. is_hidden_BS: hidden entries, with the one yet to come.
+    slot_RL: where each entry of the packed item history stands in the flat [B * S] grid, the start entry as the one
+    yet to come; 0 at padding.
+    """
+
+    item_BS: Tensor
+    is_entry_BS: Tensor
+    is_record_BS: Tensor
+    is_hidden_BS: Tensor
+    slot_RL: Tensor
+
+    @classmethod
+    def of(cls, pair: PackedPair, is_hidden_RL: Tensor) -> Self:
+        """is_hidden_RL: which entries of the item history are hidden, as `reeltalk.models.cloze` has it."""
+        items, records = pair.items, pair.records
+        is_item_RL, is_record_RL = items.segment_RL > 0, (records.segment_RL > 0) & ~is_start(records)
+        user_M = torch.cat([_users(items)[is_item_RL], _users(records)[is_record_RL]])
+        last = torch.iinfo(torch.int64).max
+        time_M = torch.cat(
+            [items.known_RL.masked_fill(is_start(items), last)[is_item_RL], records.known_RL[is_record_RL]]
+        )
+        order_M = time_M.argsort(stable=True)
+        order_M = order_M[user_M[order_M].argsort(stable=True)]
+        count_B = user_M.bincount()
+        length = -(-int(count_B.max()) // ALIGN) * ALIGN
+        place_M = torch.arange(len(user_M), device=user_M.device) - (count_B.cumsum(0) - count_B)[user_M[order_M]]
+        slot_M = torch.empty_like(user_M).index_copy(0, order_M, user_M[order_M] * length + place_M)
+
+        def laid_out(of_items_RL: Tensor, of_records_RL: Tensor) -> Tensor:
+            value_M = torch.cat([of_items_RL[is_item_RL], of_records_RL[is_record_RL]])
+            return value_M.new_zeros(len(count_B) * length).index_copy(0, slot_M, value_M).view(-1, length)
+
+        num_items = int(is_item_RL.sum())
+        return cls(
+            item_BS=laid_out(items.item_RL, records.item_RL),
+            is_entry_BS=laid_out(is_item_RL, is_record_RL),
+            is_record_BS=laid_out(torch.zeros_like(is_item_RL), is_record_RL),
+            is_hidden_BS=laid_out(is_hidden_RL, torch.zeros_like(is_record_RL)),
+            slot_RL=torch.zeros_like(items.segment_RL).masked_scatter(is_item_RL, slot_M[:num_items]),
+        )
+
+
+def _users(history: PackedHistory) -> Tensor:
+    """The user of each position, 0.. over all rows: [R, L]; the same in both histories, which have the same order."""
+    return is_start(history).flatten().cumsum(0).view_as(history.segment_RL) - 1
