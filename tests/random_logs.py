@@ -171,11 +171,10 @@ def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
 
 
 def settings_of(name: str, **values: object) -> BaseModel:
-    """Settings of a small model: two heads, two layers, dropout as given (off)."""
-    small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0}
-    if name == "lsvcr":
-        small["text_dim"] = 10
-    return MODELS[name].settings.model_validate(small | values)
+    """Settings of a small model, of these sizes those that it has; dropout as given (off), two layers and heads."""
+    small = {"dim": 8, "inner_dim": 16, "dropout": 0.0, "text_dropout": 0.0, "text_dim": 10, "num_experts": 3} | values
+    section = MODELS[name].settings
+    return section.model_validate({key: value for key, value in small.items() if key in section.model_fields})
 
 
 def random_model(name: str, task: Task, log: Log, *, length: int, seed: int = 0, **values: object) -> Recommender:

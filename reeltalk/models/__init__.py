@@ -11,9 +11,16 @@ from torch import Tensor
 
 from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, nearest
+from reeltalk.models.att import ATT, ATTSettings
+from reeltalk.models.dssm import DSSM, DSSMSettings
+from reeltalk.models.gru import GRU, GRUSettings
 from reeltalk.models.lsvcr import LSVCR, LSVCRSettings
+from reeltalk.models.mha import MHA, MHASettings
 from reeltalk.models.recommender import Recommender
 from reeltalk.models.sasrec import SASRec, SASRecSettings
+from reeltalk.models.tem import TEM, TEMSettings
+from reeltalk.models.unisrec_c import UniSRecC, UniSRecCSettings
+from reeltalk.models.zam import ZAM, ZAMSettings
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
     `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read
-    text gets vectors of width 0; known items are those with a training event.
+    text gets vectors of width 0; known items are those with a training event. A model that is not personal gives all
+    users the same preference. One of the comment task that does not see what is watched has the same under each item.
     """
 
     settings: type[BaseModel]
@@ -29,6 +37,8 @@ class ModelSpec:
     tasks: tuple[Task, ...]
     reads_text: bool
     paper: str
+    is_personal: bool = True
+    sees_watched: bool = True
 
 
 def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
@@ -39,9 +49,25 @@ def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, h
     return LSVCR(settings, title_vectors_NE=title_vectors_NE, known_N=known_N, history_length=history_length)
 
 
+def _of_comments(model: Callable[..., Recommender]) -> Callable[..., Recommender]:
+    def make(settings: BaseModel, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
+        return model(settings, title_vectors_NE=title_vectors_NE, history_length=history_length)
+
+    return make
+
+
 MODELS: dict[str, ModelSpec] = {
+    "att": ModelSpec(ATTSettings, _of_comments(ATT), ("comment",), True, "NAML, arXiv 1907.05576", sees_watched=False),
+    "dssm": ModelSpec(DSSMSettings, _of_comments(DSSM), ("comment",), True, "CIKM 2013", is_personal=False),
+    "gru": ModelSpec(GRUSettings, _of_comments(GRU), ("comment",), True, "arXiv 1406.1078", sees_watched=False),
     "lsvcr": ModelSpec(LSVCRSettings, _lsvcr, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
+    "mha": ModelSpec(MHASettings, _of_comments(MHA), ("comment",), True, "NRMS, EMNLP 2019", sees_watched=False),
     "sasrec": ModelSpec(SASRecSettings, _sasrec, ("item",), False, "arXiv 1808.09781"),
+    "tem": ModelSpec(TEMSettings, _of_comments(TEM), ("comment",), True, "arXiv 2005.08936"),
+    "unisrec_c": ModelSpec(
+        UniSRecCSettings, _of_comments(UniSRecC), ("comment",), True, "arXiv 2206.05941", sees_watched=False
+    ),
+    "zam": ModelSpec(ZAMSettings, _of_comments(ZAM), ("comment",), True, "arXiv 1908.11322"),
 }
 
 
