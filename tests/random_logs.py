@@ -178,6 +178,8 @@ SMALL: dict[str, object] = {
     "num_layers": 2,
     "num_heads": 2,
     "input_dropout": 0.0,
+    "text_dropout": 0.0,
+    "num_experts": 3,
     "dropout": 0.0,
     "num_codebooks": 4,
     "num_codes": 6,

@@ -23,6 +23,13 @@ def causal_mask(history: PackedHistory) -> Tensor:
     return same_history_mask(history).tril_()
 
 
+def event_mask(history: PackedHistory) -> Tensor:
+    """`causal_mask` without the start entries: they stand for a history without events, and only see themselves."""
+    is_start_RL = (history.position_RL < 0) & (history.segment_RL > 0)
+    is_itself = torch.eye(is_start_RL.shape[1], dtype=torch.bool, device=is_start_RL.device)
+    return causal_mask(history) & (~is_start_RL[:, None] | is_itself)
+
+
 def known_mask(of: PackedHistory, at: PackedHistory) -> Tensor:
     """May an entry of `at` look at an entry of `of`, the same user's other history: known before the next target.
 

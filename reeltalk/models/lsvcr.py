@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from reeltalk.data.batch import AlignmentBatch, Batch, PackedHistory, PackedPair
 from reeltalk.losses import id_text_regularisation, unit
 from reeltalk.models.attention import Encoder, TransformerLayer, causal_mask, dropout, known_mask, masked_bias
+from reeltalk.models.comments import mean_comments
+from reeltalk.models.queries import Queries
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
 from reeltalk.precision import as_factor
 
@@ -275,18 +277,12 @@ class LSVCR(Recommender):
         self, fused_RLD: Tensor, history: PackedHistory, position_T: Tensor, title_TD: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Eq 8, F_c: preferences and beta, with the queries of a row's targets side by side: [R, Q, D]."""
-        rows, length, dim = fused_RLD.shape
-        slot_T, width = slots_by_row(position_T // length, rows)
-        query_TD = self.watched_query(title_TD) * dim**-0.5
-        query_RQD = query_TD.new_zeros(rows * width, dim).index_copy(0, slot_T, query_TD).view(rows, width, dim)
-        column_RQ1 = position_T.new_zeros(rows * width).index_copy(0, slot_T, position_T % length).view(rows, width, 1)
-        segment_RL = history.segment_RL
-        is_past = torch.arange(length, device=position_T.device) <= column_RQ1
-        is_same = segment_RL[:, None] == segment_RL.gather(1, column_RQ1[..., 0])[..., None]
+        queries = Queries.of(history, position_T)
+        query_RQD = queries.laid(self.watched_query(title_TD) * fused_RLD.shape[-1] ** -0.5)
         score_RQL = torch.bmm(query_RQD, self.record_key(fused_RLD).transpose(1, 2))
-        beta_RQL = (score_RQL + masked_bias(is_past & is_same, score_RQL.dtype)).softmax(dim=-1)
-        mixed_TD = torch.bmm(beta_RQL, fused_RLD).flatten(0, 1)[slot_T]
-        return unit(mixed_TD) / self.settings.temperature, beta_RQL.flatten(0, 1)[slot_T]
+        beta_RQL = (score_RQL + masked_bias(queries.mask_RQL, score_RQL.dtype)).softmax(dim=-1)
+        mixed_TD = queries.taken(torch.bmm(beta_RQL, fused_RLD))
+        return unit(mixed_TD) / self.settings.temperature, queries.taken(beta_RQL)
 
     def _regularisation(self, entries: Entries) -> tuple[Tensor, int] | None:
         """Eq 16: ID and text embeddings of the same entry agree, on both histories."""
@@ -344,12 +340,7 @@ class Texts:
 
     def comments(self, comment_MK: Tensor) -> Tensor:
         """The mean over each entry's comments: [M, D]; where there are none, row 0, the embedding of an empty text."""
-        if comment_MK.shape[1] == 1:
-            return F.embedding(comment_MK[:, 0], self.comment_UD)
-        is_there_MK = comment_MK > 0
-        is_there_MK[:, 0] |= ~is_there_MK.any(dim=1)
-        share_MK = is_there_MK.to(self.comment_UD.dtype) / is_there_MK.sum(dim=1, keepdim=True)
-        return (F.embedding(comment_MK, self.comment_UD) * share_MK[..., None]).sum(dim=1)
+        return mean_comments(comment_MK, self.comment_UD)
 
 
 @dataclass(frozen=True)
@@ -361,15 +352,6 @@ class Entries:
     item_M: Tensor
     id_MD: Tensor | None
     z_MD: Tensor
-
-
-def slots_by_row(row_T: Tensor, num_rows: int) -> tuple[Tensor, int]:
-    """Places for targets in a grid [num_rows, width], each in its own row: flat indices [T], and the width."""
-    count_R = row_T.bincount(minlength=num_rows)
-    width = int(count_R.max())
-    order_T = row_T.argsort(stable=True)
-    rank_T = torch.arange(len(row_T), device=row_T.device) - (count_R.cumsum(0) - count_R)[row_T[order_T]]
-    return torch.empty_like(row_T).index_copy_(0, order_T, row_T[order_T] * width + rank_T), width
 
 
 def text_map(settings: LSVCRSettings, width: int) -> nn.Sequential:

@@ -9,7 +9,6 @@ Shapes: R rows, L positions, N items, T targets, U distinct comments, D width, E
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ class Step:
     is_predicted_RL: Tensor | None = None
 
 
-class Recommender(nn.Module, ABC):
+class Recommender(nn.Module):
     """The interface; a model implements the methods of the tasks that its `ModelSpec` names."""
 
     has_start: bool
@@ -55,16 +54,16 @@ class Recommender(nn.Module, ABC):
         `build` calls it with the random state of the seed; a loaded model has its buffers from its file.
         """
 
-    @abstractmethod
     def item_vectors(self) -> Tensor:
         """Vectors of all items as targets: [N + 1, D], row item_id; row 0 belongs to no item and means nothing."""
+        raise NotImplementedError
 
-    @abstractmethod
     def item_preferences(self, batch: Batch) -> Tensor:
         """The preference after each entry of the item history: [R, L, D], finite but meaningless at padding.
 
         Of a model that is not causal (`ModelSpec`), after the last entry of each history alone; zeros elsewhere.
         """
+        raise NotImplementedError
 
     def comment_vectors(self, text_UE: Tensor) -> Tensor:
         """Vectors of comments as candidates, from their text vectors: [U, D]."""

@@ -119,7 +119,10 @@ class System(nn.Module):
         """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector.
 
         Made once, and again after `train()` or `load_state_dict`: in evaluation mode weights are taken to stand still.
+        Raises DataError for a model of comments alone.
         """
+        if "item" not in model_spec(self.settings.name, self.settings.task).tasks:
+            raise DataError(f"model {self.settings.name!r} has no item vectors: it scores comments alone")
         if self._item_vectors is not None:
             return self._item_vectors
         with self.evaluating():
