@@ -130,9 +130,10 @@ class _Seen:
         With what is made up it competes too, and then with outdated items: competitors are a range of rows.
         """
         is_fresh_T = targets.item_T > targets.first_T
-        first_T = torch.searchsorted(self.item_U, targets.first_T, right=True)
-        target_T = torch.searchsorted(self.item_U, targets.item_T)
-        existing_T = torch.searchsorted(self.item_U, targets.existing_T, right=True)
+        first_T, target_T, existing_T = (
+            torch.searchsorted(self.item_U, ids_T.contiguous(), right=is_behind)
+            for ids_T, is_behind in ((targets.first_T, True), (targets.item_T, False), (targets.existing_T, True))
+        )
         vector_XD = self.vector_UD
         if made_up_XD is not None:
             first_T = torch.zeros_like(first_T)

@@ -13,7 +13,8 @@ def correlated(count: int, width: int) -> torch.Tensor:
     """Vectors whose width is mostly a few hidden directions, as text vectors are."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(count, width, generator=generator) * 0.7 ** torch.arange(width)
-    return hidden @ torch.linalg.qr(torch.randn(width, width, generator=generator)).Q + 2
+    turned: torch.Tensor = hidden @ torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    return turned + 2
 
 
 def fitted(vectors_NE: torch.Tensor, **sizes: int) -> ProductQuantiser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_preferences_and_vectors(
     log: Log,
     name: str,
     slow: Callable[[Recommender, Log, list[int]], tuple[Vector, Callable[[int], Vector]]],
-    values: dict[str, object],
+    values: dict[str, Any],
 ) -> None:
     model = random_model(name, "item", log, length=LENGTH, **values)
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=False)

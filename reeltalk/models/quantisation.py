@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TURNS = 25
-MAX_FITTED = 65_536  # vectors that the codebooks are learnt from
-ROWS_AT_ONCE = 4_096
+MAX_FITTED = 16_384  # vectors that the codebooks are learnt from
+ROWS_AT_ONCE = 1_024
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def _nearest(part_MNS: Tensor, centroid_MKS: Tensor) -> Tensor:
     """The nearest centroid of each part: [M, N]. A block of rows at a time, so that memory stays small."""
     half_M1K = centroid_MKS.square().sum(-1)[:, None] / 2
     blocks = (part_MNS[:, first : first + ROWS_AT_ONCE] for first in range(0, part_MNS.shape[1], ROWS_AT_ONCE))
-    return torch.cat([(half_M1K - block @ centroid_MKS.transpose(1, 2)).argmin(-1) for block in blocks], dim=1)
+    turned_MSK = centroid_MKS.transpose(1, 2)
+    return torch.cat([torch.baddbmm(half_M1K, block, turned_MSK, alpha=-1).min(-1).indices for block in blocks], dim=1)
 
 
 def _means(part_MNS: Tensor, code_MN: Tensor, centroid_MKS: Tensor) -> Tensor:

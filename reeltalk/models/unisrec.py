@@ -91,4 +91,4 @@ class UniSRec(CosineTransformer):
             return embedding_MD
         if item_M is None:
             return embedding_MD + self.known_N1 * self.item_embedding.weight
-        return embedding_MD + self.known_N1[item_M] * self.item_embedding(item_M)
+        return embedding_MD + self.known_N1[item_M] * F.embedding(item_M, self.item_embedding.weight)

@@ -25,6 +25,7 @@ from reeltalk.training.system import System
 class PretrainSettings(FinetuneSettings):
     """All of a pre-training run; `pretrain_settings` gives the class whose sections are those of one model."""
 
+    task: Literal["item"] = "item"
     loss: BaseModel
 
 
@@ -34,8 +35,7 @@ def pretrain_settings(name: str) -> type[PretrainSettings]:
     return create_model(
         f"{spec.settings.__name__.removesuffix('Settings')}PretrainSettings",
         __base__=PretrainSettings,
-        name=(Literal[name], name),  # type: ignore[valid-type]
-        task=(Literal["item"], "item"),
+        name=(Literal[name], name),  # type: ignore[arg-type]
         model=(spec.settings, spec.settings(**pretraining.fixed)),
         loss=(pretraining.settings, pretraining.settings()),
     )
