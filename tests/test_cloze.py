@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from random_logs import ItemEvent, Log, User, packed_batch, preferences, random_log, random_model
-from test_lsvcr import Vector, Weights, gelu, linear, norm, transformer_layer, weights_of
+from slow_parts import Vector, Weights, gelu, linear, norm, transformer_layer, weights_of
 
 from reeltalk.data.batch import Batch, PackedWindows
 from reeltalk.data.histories import target_windows, training_windows

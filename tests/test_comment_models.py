@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from random_logs import Log, Record, preferences, random_log, random_model
-from test_lsvcr import (
+from slow_parts import (
     Vector,
     Weights,
     causal_encoder,
@@ -81,7 +81,7 @@ def att(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
 
 def mha(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
     entries = records_of(w, log, past, embedded) or [w["start_D"]]
-    seen = [multi_head_attention(w, "self_attention", x, entries[: i + 1], 4) for i, x in enumerate(entries)]
+    seen = [multi_head_attention(w, "self_attention", x, entries[: i + 1], 2) for i, x in enumerate(entries)]
     return additive_attention(w, seen)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from random_logs import Log, User, preferences, random_log, random_model
-from test_lsvcr import Vector, Weights, causal_encoder, linear, mixture, softmax, transformer_layer, weights_of
+from slow_parts import Vector, Weights, causal_encoder, linear, mixture, softmax, transformer_layer, weights_of
 
 from reeltalk.data.histories import target_windows
 from reeltalk.models.dmt import DMT

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from random_logs import Log, User, packed_batch, preferences, random_log, random_model
-from test_lsvcr import (
+from slow_parts import (
     Vector,
     Weights,
     gelu,
