@@ -95,7 +95,6 @@ def _finish(
     save_file(weights, out / SEQUENTIAL)
     if module.llm is not None:
         module.llm.save(out / LLM)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     counts = {name: round(value, 1) for name, value in module.counts.items()}
     facts = counts | {
         "losses": {name: round(float(np.mean(values)), 4) for name, values in module.recent.items()},
@@ -105,7 +104,8 @@ def _finish(
         "text": str(text.path.resolve()),
         "trained_encoder": module.llm is not None and module.align_settings.encoder == "llm",
     }
-    write_manifest(out, kind=ALIGNED, config=config, parents=parents, facts=facts)
+    write_manifest(out, kind=ALIGNED, config=config, parents=parents, facts=facts, leave_out=(CHECKPOINTS,))
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def _require_same_model(llm: LLMRecommender, text: TextTable) -> None:

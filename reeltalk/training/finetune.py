@@ -73,7 +73,6 @@ def _finish(
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     prefix = "system."
     save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
-    shutil.rmtree(out / CHECKPOINTS)
     facts = {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
         "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),
@@ -82,7 +81,8 @@ def _finish(
         "dataset": str(dataset.path.resolve()),
         "text": None if text is None else str(text.path.resolve()),
     }
-    write_manifest(out, kind="model", config=config, parents=parents, facts=facts)
+    write_manifest(out, kind="model", config=config, parents=parents, facts=facts, leave_out=(CHECKPOINTS,))
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def _best_checkpoint(out: Path) -> ModelCheckpoint:
