@@ -24,7 +24,7 @@ from reeltalk.llm.settings import AlignSettings
 from reeltalk.memory import keep_freed_memory
 from reeltalk.text.encode import encode
 from reeltalk.text.table import TextTable
-from reeltalk.training.trainer import fit
+from reeltalk.training.trainer import fit, new_trainer
 
 PACKAGES = ("torch", "transformers", "peft", "lightning")
 PLATFORM = {"num_users": 2_000, "num_items": 1_000, "num_item_events": 60_000, "num_comment_events": 30_000}
@@ -70,7 +70,8 @@ def aligned(dataset: Dataset, text: TextTable, out: Path, seed: int) -> tuple[di
         for example in module.batches:
             module.terms(example)
     hook.remove()
-    fit(module, out, module.settings, is_resumed=False, max_steps=STEPS, max_epochs=-1)
+    trainer = new_trainer(out, module.settings, max_steps=STEPS, max_epochs=-1)
+    fit(trainer, module, out, is_resumed=False)
     return module.counts, shapes
 
 

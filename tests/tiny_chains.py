@@ -14,6 +14,7 @@ import yaml
 from reeltalk.artifacts import read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.experiments import runner
+from reeltalk.llm.align import parents_of
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.finetune import finetune
@@ -76,9 +77,10 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             write_manifest(out, kind="model", config=held.config, parents=parents, facts=held.facts)
         return system
 
-    for name, function in (("align", align), ("aligned", encode_aligned)):
+    for name, functions in (("align", (align, parents_of)), ("aligned", (encode_aligned,))):
         module = ModuleType(f"reeltalk.llm.{name}")
-        setattr(module, function.__name__, function)
+        for function in functions:
+            setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(runner, "finetune", finetune_from)
     monkeypatch.setattr(runner, "start_settings", lambda settings, aligned, text: settings)

@@ -113,12 +113,11 @@ class Runner:
         return self._once(step, lambda out: encode(dataset, out=out, settings=settings.encode))
 
     def _aligned(self, settings: ChainSettings, dataset: Dataset, text: TextTable) -> Made:
-        from reeltalk.llm.align import align
+        from reeltalk.llm.align import align, parents_of
 
         chosen = settings.align
         assert chosen is not None
-        parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
-        step = Step(ALIGNED, chosen.model_dump(mode="json"), parents)
+        step = Step(ALIGNED, chosen.model_dump(mode="json"), parents_of(dataset, text, chosen))
         run = partial(align, dataset, text=text, settings=chosen)
         return self._train(step, ALIGNED, chosen.train, lambda out: run(out=out))
 

@@ -28,9 +28,11 @@ from reeltalk.llm.settings import AlignSettings
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.models import build
 from reeltalk.models.lsvcr import LSVCR
+from reeltalk.text.checkpoint import weights_of
+from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
 from reeltalk.training.start import ALIGNED, CONFIG, SEQUENTIAL
-from reeltalk.training.trainer import CHECKPOINTS, fit
+from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
 
 LLM = "llm"
 _PCA_TEXTS = 20_000
@@ -42,25 +44,40 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     `text` holds every text of the dataset as the LLM encodes it before alignment (`reeltalk encode --encoder`, the
     LLM's name); with a frozen encoder it is that encoder's. With `train.steps=0` no LLM is loaded, and what is written
     is the warm start. Raises ConfigError where LLM or settings cannot be used or `text` is of another model,
-    ArtifactError where `out` holds something else or a run with other settings, DataError where there is nothing to
-    align on.
+    ArtifactError where `out` holds something else or a run with other settings or parents, or `text` lacks texts,
+    DataError where there is nothing to align on.
     """
     keep_freed_memory()
     train = settings.train
     if train.batch_size % train.devices or train.warm_batch_size % train.devices:
         raise ConfigError(f"batches of {train.batch_size} and {train.warm_batch_size} do not divide by {train.devices}")
-    module = new_module(dataset, text, settings)
-    config, parents = settings.model_dump(mode="json"), {"dataset": dataset.manifest.digest, "text": text.encoding}
+    TextLookup.of(dataset, text)  # a text that is not there is told now, not when its turn comes
+    trainer = new_trainer(out, train, log_every=10, max_steps=train.warm_steps + train.steps, max_epochs=-1)
+    module = new_module(dataset, text, settings, device=str(trainer.strategy.root_device))
+    config, parents = settings.model_dump(mode="json"), parents_of(dataset, text, settings)
     is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
     save_settings(settings, out / CONFIG)
-    trainer = fit(module, out, train, is_resumed=is_resumed, log_every=10, max_steps=len(module.batches), max_epochs=-1)
+    fit(trainer, module, out, is_resumed=is_resumed)
     if trainer.is_global_zero:
         _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
     trainer.strategy.barrier()
 
 
-def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings) -> AlignModule:
-    """What is trained, at its start: the seed fixes it. Raises as `align`."""
+def parents_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> dict[str, str]:
+    """What an aligned folder was made from: the digests of dataset and text vectors, and of an LLM that made neither.
+
+    The weights of an LLM whose vectors alignment starts from are told by those. Raises ConfigError where there is no
+    such LLM.
+    """
+    parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
+    if settings.encoder == "frozen" and settings.train.steps:
+        llm = settings.llm
+        parents["llm"] = weights_of(llm.name, trust_remote_code=llm.trust_remote_code)
+    return parents
+
+
+def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings, *, device: str = "auto") -> AlignModule:
+    """What is trained, at its start, the LLM on `device`: the seed fixes it. Raises as `align`."""
     train = settings.train
     torch.manual_seed(train.seed)
     recommender = cast(
@@ -74,7 +91,7 @@ def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings) -> Al
             seed=train.seed,
         ),
     )
-    llm = LLMRecommender(settings.llm, dim=settings.model.dim) if train.steps else None
+    llm = LLMRecommender(settings.llm, dim=settings.model.dim, device=device) if train.steps else None
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)

@@ -18,7 +18,7 @@ from reeltalk.training.module import FinetuneModule
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import start_from, start_settings
 from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
-from reeltalk.training.trainer import CHECKPOINTS, fit
+from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
 
 
 def finetune(
@@ -45,15 +45,14 @@ def finetune(
     is_resumed = resumable_folder(out, kind="model", config=config, parents=parents)
     save_settings(settings, out / CONFIG)
     best = _best_checkpoint(out)
-    trainer = fit(
-        module,
+    trainer = new_trainer(
         out,
         train,
         callbacks=[EarlyStopping("validation", mode="max", patience=train.patience), best],
-        is_resumed=is_resumed,
         max_epochs=train.max_epochs,
         accumulate_grad_batches=train.accumulate,
     )
+    fit(trainer, module, out, is_resumed=is_resumed)
     if trainer.is_global_zero:
         _finish(out, module, best, config=config, parents=parents, dataset=dataset, text=text)
     trainer.strategy.barrier()
