@@ -280,6 +280,12 @@ def test_two_processes_give_the_weights_of_one(
         # Adam's first steps are signs of gradients: a gradient that is nothing but rounding may turn
         apart = torch.cat([(one[key] - two[key]).abs().flatten() for key in one])
         assert apart.quantile(0.99) < 1e-5, name
+    one, two = (read_manifest(tmp_path / devices, ALIGNED).facts for devices in ("1", "2"))
+    for name in ("prompts", "prompt_tokens", "dropped_events", "shortened_texts"):
+        assert one[name] == two[name], name
+    assert one["prompts"] == 12
+    assert two["text_tokens"] >= one["text_tokens"], "a text that both processes meet is read twice"
+    assert two["losses"] == pytest.approx(one["losses"], abs=2e-4)
 
 
 # errors ---------------------------------------------------------------------------------------------------------------

@@ -81,9 +81,7 @@ class AlignModule(StageModule):
         used = {name: value for name, value in losses.items() if self.weights.get(name)}
         loss = torch.stack([self.weights[name] * value for name, value in used.items()]).sum()
         self.log_losses(loss, losses)
-        self._count(example)
-        for name, value in losses.items():
-            self.recent[name] = [*self.recent.get(name, []), float(value.detach())][-_MEAN_LOSSES_OVER:]
+        self._count(example, losses)
         return loss
 
     def terms(self, example: AlignExample) -> Terms:
@@ -121,12 +119,21 @@ class AlignModule(StageModule):
         self.counts["seconds"] += self._began - before
         self.counts["warm_seconds"] += self._began - before if is_warm else 0.0
 
-    def _count(self, example: AlignExample) -> None:
-        self.counts["prompts"] += len(example.prompts)
-        self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in example.prompts)
-        self.counts["dropped_events"] += sum(prompt.dropped_events for prompt in example.prompts)
-        self.counts["shortened_texts"] += sum(prompt.shortened_texts for prompt in example.prompts)
-        self.counts["text_tokens"] += sum(len(text) for text in example.text_ids)
+    def _count(self, example: AlignExample, losses: dict[str, Tensor]) -> None:
+        """What all processes read and lose in this step; they wait for one another, so seconds are this one's alone."""
+        counts = {
+            "prompts": len(example.prompts),
+            "prompt_tokens": sum(len(prompt.ids) for prompt in example.prompts),
+            "dropped_events": sum(prompt.dropped_events for prompt in example.prompts),
+            "shortened_texts": sum(prompt.shortened_texts for prompt in example.prompts),
+            "text_tokens": sum(len(text) for text in example.text_ids),
+        }
+        summed = self.summed(torch.tensor(list(counts.values()), device=self.device))
+        for name, count in zip(counts, summed.tolist(), strict=True):
+            self.counts[name] += count
+        means = self.summed(torch.stack(list(losses.values())).detach()) / self.trainer.world_size
+        for name, value in zip(losses, means.tolist(), strict=True):
+            self.recent[name] = [*self.recent.get(name, []), value][-_MEAN_LOSSES_OVER:]
 
     def transfer_batch_to_device(self, batch: AlignExample, device: torch.device, dataloader_idx: int) -> AlignExample:
         text_UE = None if batch.text_UE is None else batch.text_UE.to(device)
