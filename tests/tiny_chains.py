@@ -54,17 +54,16 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         facts = {"seconds": 2.0 + settings.train.seed, "text": str(text.path)}
         write_manifest(out, kind="aligned", config=config, parents=parents, facts=facts)
 
-    def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object) -> TextTable:
+    def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object, text: TextTable) -> TextTable:
         if not (out / "manifest.json").is_file():
             calls.append("encode_aligned")
             manifest = read_manifest(aligned, "aligned")
-            base = TextTable.load(manifest.facts["text"])
             out.mkdir(parents=True)
             scale = 1 + manifest.config["loss"]["ssc"]
-            np.save(out / VECTORS, (base.vectors.astype(np.float32) * scale).astype(np.float16))
-            (out / KEYS).write_bytes((base.path / KEYS).read_bytes())
+            np.save(out / VECTORS, (text.vectors.astype(np.float32) * scale).astype(np.float16))
+            (out / KEYS).write_bytes((text.path / KEYS).read_bytes())
             write_manifest(
-                out, kind=KIND, config={"aligned": manifest.digest}, parents={}, facts={"rows": len(base.vectors)}
+                out, kind=KIND, config={"aligned": manifest.digest}, parents={}, facts={"rows": len(text.vectors)}
             )
         return TextTable.load(out)
 
