@@ -17,14 +17,14 @@ import torch
 from benchmarks.rows import Measurement, emit, peak_memory_mib, versions
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.prepare import PrepareSettings, prepare
-from reeltalk.llm import align as stage
+from reeltalk.llm.align import new_module
 from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.memory import keep_freed_memory
 from reeltalk.text.encode import encode
 from reeltalk.text.table import TextTable
-from reeltalk.training.trainer import fit
+from reeltalk.training.trainer import fit, new_trainer
 
 PACKAGES = ("torch", "transformers", "peft", "lightning")
 PLATFORM = {"num_users": 2_000, "num_items": 1_000, "num_item_events": 60_000, "num_comment_events": 30_000}
@@ -60,7 +60,7 @@ def main() -> None:
 def aligned(dataset: Dataset, text: TextTable, out: Path, seed: int) -> tuple[dict[str, Any], Counter[Shape]]:
     """Some steps of the real thing: its counts, and the batches that go through the LLM, each counted once."""
     train = {"steps": STEPS, "batch_size": BATCH, "warm_steps": 0, "seed": seed}
-    module = stage.new_module(dataset, text, AlignSettings.model_validate({"train": train}))
+    module = new_module(dataset, text, AlignSettings.model_validate({"train": train}))
     assert module.llm is not None
     shapes: Counter[Shape] = Counter()
     hook = module.llm.llm.base_model.register_forward_hook(
@@ -70,7 +70,8 @@ def aligned(dataset: Dataset, text: TextTable, out: Path, seed: int) -> tuple[di
         for example in module.batches:
             module.terms(example)
     hook.remove()
-    fit(module, out, module.settings, is_resumed=False, max_steps=STEPS, max_epochs=-1)
+    trainer = new_trainer(out, module.settings, max_steps=STEPS, max_epochs=-1)
+    fit(trainer, module, out, is_resumed=False)
     return module.counts, shapes
 
 

@@ -15,16 +15,17 @@ from reeltalk.artifacts import read_manifest, refuse_existing
 from reeltalk.config import load_settings, save_settings
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.prepare import PrepareSettings, prepare
-from reeltalk.errors import ReeltalkError
+from reeltalk.errors import ConfigError, ReeltalkError
 from reeltalk.evaluation.floors import floors
 from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report, write_report
 from reeltalk.evaluation.significance import Comparison, compare
 from reeltalk.llm.align import align
-from reeltalk.llm.aligned import encode_aligned
+from reeltalk.llm.aligned import encode_aligned, is_aligned
 from reeltalk.llm.settings import AlignSettings
-from reeltalk.text.encode import EncodeSettings, encode
+from reeltalk.text.encode import EncodeSettings
+from reeltalk.text.encode import encode as encode_anew
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
 from reeltalk.training.finetune import finetune
@@ -72,6 +73,24 @@ __all__ = [
     "user_vectors",
     "write_report",
 ]
+
+
+def encode(
+    dataset: Dataset, *, out: str | Path, settings: EncodeSettings | None = None, text: TextTable | None = None
+) -> TextTable:
+    """Encode every distinct text of the dataset, once, with the encoder that the settings name, into the folder `out`.
+
+    The encoder may be a folder that `align` wrote; what it started from is then found by the recorded path, unless it
+    is given as `text`. Killed and run again, it goes on where it was; of a finished folder only missing texts are
+    encoded. Raises ConfigError where the encoder cannot be loaded or used so, ArtifactError where `out` holds vectors
+    of another encoder or other settings, or something else.
+    """
+    settings = settings or EncodeSettings()
+    if is_aligned(settings.encoder):
+        return encode_aligned(dataset, Path(settings.encoder).expanduser(), out=Path(out), settings=settings, text=text)
+    if text is not None:
+        raise ConfigError(f"{text.path} is what an aligned folder started from, but {settings.encoder!r} is none")
+    return encode_anew(dataset, out=Path(out), settings=settings)
 
 
 def evaluate_model(

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -131,12 +131,17 @@ def write_manifest(
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     facts: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
 ) -> Manifest:
-    """Finish a folder: hash its files, write the manifest last, and remove the progress file."""
+    """Finish a folder: hash its files, write the manifest last, and remove the progress file.
+
+    What lies in the folders `leave_out` is no part of it, and may be removed.
+    """
     names = sorted(
-        str(path.relative_to(folder))
+        str(name)
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".") and path.name not in (MANIFEST, PROGRESS)
+        if (name := path.relative_to(folder)).parts[0] not in leave_out
     )
     files = {name: file_digest(folder / name) for name in names}
     content = {"kind": kind, "config": dict(config), "parents": dict(parents), "files": files}
@@ -197,7 +202,7 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
     """
     identity = {"kind": kind, "config": _as_json(config), "parents": dict(parents)}
     path = out / PROGRESS
-    if path.is_file():
+    if path.is_file() and not (out / MANIFEST).is_file():
         begun = json.loads(path.read_text())
         if begun == identity:
             return True

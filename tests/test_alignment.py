@@ -285,6 +285,51 @@ def test_what_is_held_out_is_no_target(case: Case) -> None:
         assert len(batch.prefix_key) == len(getattr(batch, left)) == len(getattr(case.batch, left)) > 0
 
 
+def one_out(log: Log) -> Log:
+    """The last item event and the last record of each user are held out."""
+    return replace(
+        log,
+        users=[
+            User(
+                [*user.items[:-1], *(replace(event, split=Split.TEST) for event in user.items[-1:])],
+                [*user.records[:-1], *(replace(record, split=Split.TEST) for record in user.records[-1:])],
+            )
+            for user in log.users
+        ],
+    )
+
+
+def split_texts(log: Log, split: Split) -> tuple[set[str], set[str]]:
+    """Titles and comments that were chosen in events of a split."""
+    titles = {f"t{event.item}" for user in log.users for event in user.items if event.split == split}
+    records = [record for user in log.users for record in user.records if record.split == split]
+    return titles, {f"c{comment}" for record in records for comment in record.comments}
+
+
+@pytest.mark.parametrize("history", [0.0, 1.0])
+def test_with_leave_one_out_what_is_held_out_of_the_other_kind_is_read_and_no_target(history: float) -> None:
+    """What losses have for targets: eq 13 and 14 an instance's own, those of prefixes entries, eq 10 and 12 no text."""
+    log = one_out(random_log(8, num_users=150, num_items=300, max_items=4))
+    stream = stream_of(log, history=history)
+    told = stream.batch(0, batch_size=len(stream.targets))
+    batch = AlignmentBatch.of(told)
+    held_out, trained = split_texts(log, Split.TEST), split_texts(log, Split.TRAIN)
+    titles, comments = held_out[0] - trained[0], held_out[1] - trained[1]
+    by_the_llm = {
+        text
+        for instance in told.instances
+        for entry in ([*instance.records] if instance.task == "item" else [*instance.items])
+        for text in (entry.title, *entry.comments)
+    }
+    assert by_the_llm & titles and by_the_llm & comments
+    assert {told.texts[row] for row in told.histories.comment} & comments
+    assert {told.texts[row] for row in told.histories.item} & titles
+    rows = torch.cat([batch.target_T, batch.prefix_title_P, batch.prefix_answer_Q])
+    targets = {instance.target for instance in told.instances} | {told.texts[row] for row in rows.tolist()}
+    assert len(batch.prefix_answer_Q) and len(targets) > 20
+    assert not targets & (titles | comments)
+
+
 def total(terms: Terms) -> Tensor:
     """Eq 15 without L_LM, as sums: lambda = 1, mu = 0.5; and eq 14 of the prefixes."""
     return terms["sr"][0] + terms["prefix"][0] + 0.5 * (terms["ssc"][0] + terms["vcc"][0])

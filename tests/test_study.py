@@ -241,7 +241,8 @@ def test_ablate_prints_the_table(tmp_path: Path) -> None:
     # no model is trained here: every run fails at once, and is told
     file = write_config(tmp_path / "chain.yaml", dataset=str(tmp_path / "nowhere"), align={})
     result = ablate(file, "--out", tmp_path / "o", "--seeds", "1")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 2, result.output
+    assert "19 of 19 runs failed" in result.stderr
     assert "no-drawn-positions" in result.stdout
     assert "nowhere is not a folder" in (tmp_path / "o" / "study.md").read_text()
     assert "0, 1 failed" in result.stdout

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -21,11 +23,14 @@ from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.objectives import item_objective
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
+from reeltalk.training import finetune as command
 from reeltalk.training.finetune import finetune
+from reeltalk.training.module import FinetuneModule
 from reeltalk.training.ranking import SystemRanker
 from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import WEIGHTS, System, load_system
+from reeltalk.training.trainer import CHECKPOINTS
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16, "dropout": 0.1}
 TOPICS = ("cats", "football", "cooking", "trains")
@@ -135,6 +140,38 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("unbroken", "killed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_killed_at_its_end_does_not_start_over(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the manifest it still has its checkpoints; behind it, what is left of them is no part of the folder."""
+
+    def stops(*_: object, **__: object) -> NoReturn:
+        raise InterruptedError("killed")
+
+    settings = small_settings("item", epochs=3)
+    chosen = settings.model_copy(update={"train": settings.train.model_copy(update={"checkpoint_seconds": 1e-9})})
+
+    def run(out: Path) -> System:
+        return finetune(toy_dataset, text=toy_text, settings=chosen, out=out)
+
+    run(tmp_path / "unbroken")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(command, "write_manifest", stops)
+        run(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneModule, "training_step", stops)
+        run(tmp_path / "killed")
+    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("unbroken", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(shutil, "rmtree", stops)
+        run(tmp_path / "finished")
+    assert (tmp_path / "finished" / CHECKPOINTS / "best.ckpt").is_file()
+    load_system(tmp_path / "finished")
+    with pytest.raises(ArtifactError, match="already exists"):
+        run(tmp_path / "finished")
 
 
 def test_other_settings_do_not_go_on_with_a_begun_run(

@@ -14,6 +14,7 @@ import yaml
 from reeltalk.artifacts import read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.experiments import runner
+from reeltalk.llm.align import parents_of
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.finetune import finetune
@@ -53,17 +54,16 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         facts = {"seconds": 2.0 + settings.train.seed, "text": str(text.path)}
         write_manifest(out, kind="aligned", config=config, parents=parents, facts=facts)
 
-    def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object) -> TextTable:
+    def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object, text: TextTable) -> TextTable:
         if not (out / "manifest.json").is_file():
             calls.append("encode_aligned")
             manifest = read_manifest(aligned, "aligned")
-            base = TextTable.load(manifest.facts["text"])
             out.mkdir(parents=True)
             scale = 1 + manifest.config["loss"]["ssc"]
-            np.save(out / VECTORS, (base.vectors.astype(np.float32) * scale).astype(np.float16))
-            (out / KEYS).write_bytes((base.path / KEYS).read_bytes())
+            np.save(out / VECTORS, (text.vectors.astype(np.float32) * scale).astype(np.float16))
+            (out / KEYS).write_bytes((text.path / KEYS).read_bytes())
             write_manifest(
-                out, kind=KIND, config={"aligned": manifest.digest}, parents={}, facts={"rows": len(base.vectors)}
+                out, kind=KIND, config={"aligned": manifest.digest}, parents={}, facts={"rows": len(text.vectors)}
             )
         return TextTable.load(out)
 
@@ -76,9 +76,10 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             write_manifest(out, kind="model", config=held.config, parents=parents, facts=held.facts)
         return system
 
-    for name, function in (("align", align), ("aligned", encode_aligned)):
+    for name, functions in (("align", (align, parents_of)), ("aligned", (encode_aligned,))):
         module = ModuleType(f"reeltalk.llm.{name}")
-        setattr(module, function.__name__, function)
+        for function in functions:
+            setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(runner, "finetune", finetune_from)
     monkeypatch.setattr(runner, "start_settings", lambda settings, aligned, text: settings)

@@ -9,7 +9,7 @@ import typer
 
 from reeltalk.cli.app import Out, Set, app
 from reeltalk.cli.printing import print_facts, print_grids, print_step
-from reeltalk.errors import ConfigError, nearest
+from reeltalk.errors import ConfigError, ReeltalkError, nearest
 
 ChainFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings of a chain as YAML.")]
 
@@ -45,7 +45,10 @@ def ablate(
     ] = None,
     overrides: Set = None,
 ) -> None:
-    """Train variants of a chain that each lack a part, and hold them against the whole; run again, it goes on."""
+    """Train variants of a chain that each lack a part, and hold them against the whole; run again, it goes on.
+
+    Exit status 2 where a run failed: the table, which has what the others reached, tells why.
+    """
     from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
     from reeltalk.experiments.chain import load_chain
     from reeltalk.experiments.show import grids
@@ -64,8 +67,14 @@ def ablate(
         plan = plans[study](base)
     else:
         raise ConfigError(f"--study {study!r} is unknown;{nearest(study, [*plans, 'steps', 'backbones'])}")
-    print_grids(grids(run_study(base, plan, seeds=range(seeds), out=out)))
+    found = run_study(base, plan, seeds=range(seeds), out=out)
+    print_grids(grids(found))
     print_facts(out, {"table": str(out / "study.md")})
+    if found.failures:
+        raise ReeltalkError(
+            f"{len(found.failures)} of {len(found.cells)} runs failed, as the table tells; mend what stopped them "
+            "and run again: what is done is kept"
+        )
 
 
 def _numbers(text: str) -> list[int]:

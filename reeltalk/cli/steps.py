@@ -37,25 +37,22 @@ def encode(
     dataset: DatasetFolder,
     out: Out,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", help="minilm (offline), a folder, or a model's id.")
+        str | None, typer.Option("--encoder", help="minilm (offline), a folder (aligned ones too), or a model's id.")
     ] = None,
     config: Config = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="DIR", help="What an aligned folder started from, if it was moved.")
+    ] = None,
     overrides: Set = None,
 ) -> None:
     """Turn every distinct text into a vector, once; texts already in the folder are left alone."""
-    from reeltalk.config import load_settings
-    from reeltalk.data.dataset import Dataset
-    from reeltalk.llm.aligned import encode_aligned, is_aligned
-    from reeltalk.text.encode import EncodeSettings
-    from reeltalk.text.encode import encode as run
+    from reeltalk.api import Dataset, EncodeSettings, TextTable, load_settings
+    from reeltalk.api import encode as run
 
     chosen = [] if encoder is None else [f"encoder={json.dumps(encoder)}"]
     settings = load_settings(EncodeSettings, file=config, overrides=[*(overrides or []), *chosen])
-    data = Dataset.load(dataset)
-    if is_aligned(settings.encoder):
-        table = encode_aligned(data, Path(settings.encoder).expanduser(), out=out, settings=settings)
-    else:
-        table = run(data, out=out, settings=settings)
+    start = None if text is None else TextTable.load(text)
+    table = run(Dataset.load(dataset), out=out, settings=settings, text=start)
     print_facts(out, table.manifest.facts)
 
 

@@ -80,7 +80,7 @@ class Runner:
             if settings.align is not None:
                 yield (made := self._aligned(settings, dataset, text))
                 aligned = made.folder
-                yield (made := self._text_aligned(settings, dataset, aligned))
+                yield (made := self._text_aligned(settings, dataset, text, aligned))
                 text = TextTable.load(made.folder)
         yield (made := self._model(settings, task, dataset, text, aligned))
         yield self._report(settings, task, dataset, text, made.folder)
@@ -113,22 +113,22 @@ class Runner:
         return self._once(step, lambda out: encode(dataset, out=out, settings=settings.encode))
 
     def _aligned(self, settings: ChainSettings, dataset: Dataset, text: TextTable) -> Made:
-        from reeltalk.llm.align import align
+        from reeltalk.llm.align import align, parents_of
 
         chosen = settings.align
         assert chosen is not None
-        parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
-        step = Step(ALIGNED, chosen.model_dump(mode="json"), parents)
+        step = Step(ALIGNED, chosen.model_dump(mode="json"), parents_of(dataset, text, chosen))
         run = partial(align, dataset, text=text, settings=chosen)
         return self._train(step, ALIGNED, chosen.train, lambda out: run(out=out))
 
-    def _text_aligned(self, settings: ChainSettings, dataset: Dataset, aligned: Path) -> Made:
+    def _text_aligned(self, settings: ChainSettings, dataset: Dataset, text: TextTable, aligned: Path) -> Made:
         from reeltalk.llm.aligned import encode_aligned
 
         chosen = settings.encode_aligned
         parents = {"dataset": dataset.manifest.digest, "aligned": read_manifest(aligned, ALIGNED).digest}
         step = Step(TEXT_ALIGNED, {} if chosen is None else chosen.model_dump(mode="json"), parents)
-        return self._once(step, lambda out: encode_aligned(dataset, aligned, out=out, settings=chosen))
+        run = partial(encode_aligned, dataset, aligned, settings=chosen, text=text)
+        return self._once(step, lambda out: run(out=out))
 
     def _model(
         self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, aligned: Path | None

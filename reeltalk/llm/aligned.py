@@ -22,41 +22,70 @@ from reeltalk.text.encode import EncodeSettings, encode, require_same_encoding
 from reeltalk.text.encoder import Encoder, encoder_of
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.start import ALIGNED, SEQUENTIAL
+from reeltalk.training.system import recorded
 
 _ROWS_AT_ONCE = 65_536
 
 
-def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: EncodeSettings | None = None) -> TextTable:
+def encode_aligned(
+    dataset: Dataset,
+    aligned: Path,
+    *,
+    out: Path,
+    settings: EncodeSettings | None = None,
+    text: TextTable | None = None,
+) -> TextTable:
     """Encode every text of the dataset with the aligned LLM and its text map (`is_mapped` off: without the map).
 
     Where alignment left the encoder as it was (frozen, or no step with an LLM), the table that it started from is
-    mapped, and no LLM runs. Otherwise as `reeltalk encode`: killed and run again it goes on, new texts are added.
-    Encoder and precision are the aligned ones, whatever the settings. Raises ConfigError where the settings ask for
-    other vectors than alignment saw, ArtifactError where the aligned folder or that table is not there any more.
+    mapped, and no LLM runs; `text` is that table, found by the recorded path where not given. Otherwise as `reeltalk
+    encode`: killed and run again it goes on, new texts are added. Encoder and precision are the aligned ones, whatever
+    the settings. Raises ConfigError where the settings ask for other vectors than alignment saw, ArtifactError where
+    the aligned folder or that table is not there any more, or `text` is another.
     """
     settings = settings or EncodeSettings()
     if settings.pooling != "mean" or settings.prefix:
         raise ConfigError(f"{aligned} was aligned with mean pooling and no prefix; leave pooling and prefix out")
     manifest = read_manifest(aligned, ALIGNED)
+    if text is not None:
+        _require_start(text, aligned, manifest)
     if manifest.facts["trained_encoder"]:
         return encode(dataset, out=out, settings=settings, encoder=aligned_encoder(aligned, settings))
     if not settings.is_mapped:
         raise ConfigError(
             f"{aligned} left the encoder as it was: give fine-tuning the vectors it started from as --text"
         )
-    table = TextTable.load(manifest.facts["text"])
-    if table.encoding != manifest.parents["text"]:
+    if text is None:
+        text = TextTable.load(recorded(aligned, manifest, "text"))
+        _require_start(text, aligned, manifest)
+    return _mapped_table(text, aligned, manifest, out)
+
+
+def _require_start(text: TextTable, aligned: Path, manifest: Manifest) -> None:
+    if text.encoding != manifest.parents["text"]:
         raise ArtifactError(
-            f"{table.path} is not what {aligned} started from any more; encode that again, or align again"
+            f"{aligned} started from text vectors {manifest.parents['text']}, but {text.path} holds {text.encoding}; "
+            "give the folder it started from as --text, encode that again, or align again"
         )
-    return _mapped_table(table, aligned, manifest, out)
 
 
 def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:
-    """The aligned LLM as a frozen encoder, LoRA merged into it; raises as `LLMRecommender.load`."""
+    """The aligned LLM as a frozen encoder; raises as `LLMRecommender.load`.
+
+    LoRA is merged into float32 weights. In bf16 ones a change of a few per mille would be rounded away: there it stays
+    beside them, and multiplies in bf16 as it did in training.
+    """
     manifest = read_manifest(aligned, ALIGNED)
     recommender = LLMRecommender.load(aligned / LLM, device=settings.device)
-    model = recommender.lora.merge_and_unload().base_model.requires_grad_(False)
+    dtype = recommender.llm.get_input_embeddings().weight.dtype
+    if dtype == torch.float32:
+        llm = recommender.lora.merge_and_unload()
+    else:
+        llm = recommender.llm
+        for parameter in llm.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+    model = llm.base_model.requires_grad_(False)
     if recommender.is_made_causal:
         read_both_ways(model)
     return encoder_of(

@@ -70,12 +70,24 @@ def load_checkpoint(
         model=model.eval().to(place),
         tokenizer=tokenizer,
         name=name if folder is None or name == OFFLINE else folder.name,
-        weights=_commit(model, name) if folder is None else _folder_digest(folder),
+        weights=_commit(model.config, name) if folder is None else _folder_digest(folder),
         missing=tuple(sorted(loading["missing_keys"])),
         max_tokens=_positions(model, tokenizer),
         device=place,
         is_made_causal=is_made_causal,
     )
+
+
+def weights_of(name: str, *, trust_remote_code: bool) -> str:
+    """The digest that `load_checkpoint` would tell, without loading any weights; raises as that."""
+    import transformers
+
+    folder = _folder(name)
+    if folder is not None:
+        return _folder_digest(folder)
+    with _loading(name):
+        config = transformers.AutoConfig.from_pretrained(**_how(name, folder, trust_remote_code=trust_remote_code))
+    return _commit(config, name)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool) -> tuple[Any, int]:
@@ -185,8 +197,7 @@ def _positions(model: nn.Module, tokenizer: Any) -> int:
     return min(positions, int(tokenizer.model_max_length))
 
 
-def _commit(model: nn.Module, name: str) -> str:
-    config: Any = model.config
+def _commit(config: Any, name: str) -> str:
     return str(getattr(config, "_commit_hash", None) or name)
 
 

@@ -19,7 +19,7 @@ from reeltalk.training.module import FinetuneModule, Objective
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import start_from, start_settings
 from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
-from reeltalk.training.trainer import CHECKPOINTS, fit
+from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
 
 
 def finetune(
@@ -64,30 +64,29 @@ def train_system(
     is_resumed = resumable_folder(out, kind=kind, config=config, parents=made_from)
     save_settings(settings, out / CONFIG)
     best = _best_checkpoint(out)
-    trainer = fit(
-        module,
+    trainer = new_trainer(
         out,
         train,
         callbacks=[EarlyStopping("validation", mode="max", patience=train.patience), best],
-        is_resumed=is_resumed,
         max_epochs=train.max_epochs,
         accumulate_grad_batches=train.accumulate,
     )
+    fit(trainer, module, out, is_resumed=is_resumed)
     if trainer.is_global_zero:
         facts = _finish(out, module, best) | {
             "dataset": str(dataset.path.resolve()),
             "text": None if text is None else str(text.path.resolve()),
         }
-        write_manifest(out, kind=kind, config=config, parents=made_from, facts=facts)
+        write_manifest(out, kind=kind, config=config, parents=made_from, facts=facts, leave_out=(CHECKPOINTS,))
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     trainer.strategy.barrier()
 
 
 def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint) -> dict[str, object]:
-    """Keep the best weights and nothing else; returns what is worth telling."""
+    """Keep the best weights; returns what is worth telling."""
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     prefix = "system."
     save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
-    shutil.rmtree(out / CHECKPOINTS)
     return {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
         "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from reeltalk.artifacts import read_manifest, require_parent
+from reeltalk.artifacts import Manifest, read_manifest, require_parent
 from reeltalk.config import load_settings
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.features import CommentFeatures
@@ -163,10 +163,10 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
     manifest = read_manifest(path, "model")
     config = manifest.config
     settings = load_settings(finetune_settings(config["name"], config["task"]), file=path / CONFIG)
-    dataset = dataset or Dataset.load(_recorded(path, manifest.facts["dataset"], "dataset"))
+    dataset = dataset or Dataset.load(recorded(path, manifest, "dataset"))
     require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)
     if text is None and manifest.facts["text"] is not None:
-        text = TextTable.load(_recorded(path, manifest.facts["text"], "text"))
+        text = TextTable.load(recorded(path, manifest, "text"))
     if text is not None and text.encoding != manifest.parents.get("text"):
         raise ArtifactError(
             f"{path} was made from text vectors {manifest.parents.get('text')}, but {text.path} holds {text.encoding}; "
@@ -179,7 +179,9 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
     return system
 
 
-def _recorded(model: Path, recorded: str, name: str) -> Path:
-    if not Path(recorded).is_dir():
-        raise ArtifactError(f"{model} was made from the {name} at {recorded}, which is gone; give --{name}")
-    return Path(recorded)
+def recorded(folder: Path, manifest: Manifest, name: str) -> Path:
+    """Where the dataset or text that a folder was made from was then; raises ArtifactError where it is gone."""
+    place = Path(manifest.facts[name])
+    if not place.is_dir():
+        raise ArtifactError(f"{folder} was made from the {name} at {place}, which is gone; give --{name}")
+    return place

@@ -39,9 +39,14 @@ class StageModule(L.LightningModule):
         """The sum over the mean count of all processes: averaged gradients are then those of one undivided batch."""
         if self.trainer.world_size == 1:
             return total / max(count, 1)
-        counts = torch.tensor(float(count), device=total.device)
-        torch.distributed.all_reduce(counts)
+        counts = self.summed(torch.tensor(float(count), device=total.device))
         return total * self.trainer.world_size / counts.clamp(min=1)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The values added up over all processes, in place; without gradient."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
 
     def log_losses(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
         """The whole loss on the progress bar, and now and then its terms in the log."""
@@ -50,19 +55,17 @@ class StageModule(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)  # else it is sought in the batch
 
 
-def fit(
-    module: StageModule,
+def new_trainer(
     out: Path,
     settings: TrainerSettings,
     *,
     callbacks: Sequence[Callback] = (),
-    is_resumed: bool,
     log_every: int = 20,
     **limits: Any,
 ) -> L.Trainer:
-    """Train, from the last checkpoint in `out` where the run is resumed; `limits` (max_epochs ..) go to Lightning.
+    """The trainer of a stage that writes `out`; `limits` (max_epochs ..) go to Lightning.
 
-    Raises KeyboardInterrupt where the run was interrupted.
+    Its `strategy.root_device` is the one that this process trains on.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = TensorBoardLogger if settings.logger == "tensorboard" else CSVLogger
@@ -72,7 +75,7 @@ def fit(
         train_time_interval=timedelta(seconds=settings.checkpoint_seconds),
         enable_version_counter=False,
     )
-    trainer = L.Trainer(
+    return L.Trainer(
         precision="bf16-mixed" if _is_half(settings) else "32-true",
         devices=settings.devices,
         accelerator=settings.accelerator,
@@ -86,6 +89,13 @@ def fit(
         use_distributed_sampler=False,
         **limits,
     )
+
+
+def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool) -> None:
+    """Train, from the last checkpoint in `out` where the run is resumed.
+
+    Raises KeyboardInterrupt where the run was interrupted.
+    """
     resume_from = out / CHECKPOINTS / LAST
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -96,12 +106,12 @@ def fit(
         trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return trainer
 
 
 def _is_half(settings: TrainerSettings) -> bool:
     if settings.precision == "auto":
-        return matmul_dtype("cuda" if torch.cuda.is_available() else "cpu") == torch.bfloat16
+        is_on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        return matmul_dtype("cuda" if is_on_gpu else "cpu") == torch.bfloat16
     return settings.precision == "bf16"
 
 
