@@ -171,11 +171,11 @@ def _one_of(rng: np.random.Generator, offsets: Ints, item: int) -> int:
 
 
 def settings_of(name: str, **values: object) -> BaseModel:
-    """Settings of a small model: two heads, two layers, dropout as given (off)."""
-    small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0}
-    if name == "lsvcr":
-        small["text_dim"] = 10
-    return MODELS[name].settings.model_validate(small | values)
+    """Settings of a small model: two heads, two layers, dropout as given (off); of these, those that it has."""
+    small: dict[str, object] = {"dim": 8, "inner_dim": 16, "dropout": 0.0, "text_dim": 10}
+    settings = MODELS[name].settings
+    given = {key: value for key, value in (small | values).items() if key in settings.model_fields}
+    return settings.model_validate(given)
 
 
 def random_model(name: str, task: Task, log: Log, *, length: int, seed: int = 0, **values: object) -> Recommender:
