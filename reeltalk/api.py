@@ -116,7 +116,7 @@ def evaluate_model(
     if texts is None and text is not None:
         texts = TextLookup.of(system.dataset, text)
     ranker = SystemRanker(system)
-    rankers = {ranker.name: ranker, **floors(system.dataset, ranker.task, texts=texts)}
+    rankers = {ranker.name: ranker, **floors(system.dataset, ranker.task, texts=texts, settings=settings)}
     report = evaluate(system.dataset, rankers, split=split, settings=settings)[ranker.name]
     write_report(report, Path(out), model=manifest, training_log=_training_log(Path(model)), overwrite=overwrite)
     return report

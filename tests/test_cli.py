@@ -43,8 +43,10 @@ def test_no_command_shows_the_help() -> None:
 def test_models_and_sources_are_listed_on_stdout() -> None:
     models = run("models")
     assert models.exit_code == 0
-    assert "lsvcr" in models.stdout
-    assert "2403.13574" in models.stdout
+    rows = {line.split()[0]: line for line in models.stdout.splitlines()}
+    assert rows["model"].split() == ["model", "tasks", "reads", "paper"]
+    assert all(part in rows["lsvcr"] for part in ("item, comment", "ids, text, both histories", "arXiv 2403.13574"))
+    assert "ids, item history" in rows["sasrec"]
     assert "kuaicomt" in run("sources").stdout
 
 

@@ -22,7 +22,7 @@ from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
 from reeltalk.evaluation.ranker import Ranker, Scores
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import segments
-from reeltalk.evaluation.significance import bootstrap_means, compare, paired_ttest
+from reeltalk.evaluation.significance import bootstrap_means, compare, holm, paired_ttest
 
 QUICK = EvaluationSettings(bootstrap_samples=50)
 TASKS: tuple[Task, ...] = ("item", "comment")
@@ -327,6 +327,29 @@ def test_the_ttest_holds_its_level_where_targets_of_a_user_are_alike() -> None:
     ]
     rejected = np.mean([p is not None and p < 0.05 for p in p_values])
     assert 0.02 < rejected < 0.09  # the plain t-test over targets rejects about a half
+
+
+def test_holm_by_hand_and_as_other_libraries_have_it() -> None:
+    # .005 x 4, .01 x 3, .03 x 2, .04 x 1, which must not fall below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert holm([0.3, None, 0.6, 0.0]) == [0.6, None, 0.6, 0.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([None]) == [None]
+    assert holm([]) == []
+
+
+def test_holm_rejects_as_its_steps_do() -> None:
+    """From the smallest on, until one is above its share of alpha."""
+    rng = np.random.default_rng(6)
+    for _ in range(200):
+        p_values = (rng.random(int(rng.integers(1, 9))) ** 4).round(3).tolist()
+        alpha = float(rng.choice([0.01, 0.05, 0.2]))
+        rejected, left = set(), sorted(range(len(p_values)), key=lambda place: p_values[place])
+        while left and p_values[left[0]] < alpha / len(left):
+            rejected.add(left.pop(0))
+        assert {place for place, p in enumerate(holm(p_values)) if p is not None and p < alpha} == rejected
 
 
 def test_compare_finds_a_real_gain_and_none_between_equals(toy_dataset: Dataset) -> None:

@@ -254,3 +254,23 @@ def test_the_same_seed_gives_the_same_weights(name: str, task: Task) -> None:
     weights = [dict(model.named_parameters()) for model in (first, second, other)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+@every_model
+def test_a_model_reads_what_its_spec_says(name: str, task: Task) -> None:
+    log = random_log(11, dtype=np.float64)
+    spec, model = MODELS[name], random_model(name, task, log, length=LENGTH)
+    rows = {value.shape[0] for value in model.parameters() if value.dim()}
+    assert (log.num_items + 1 in rows) == ("ids" in spec.reads)
+
+    def differs(other: Log) -> bool:
+        own, changed = (
+            all_preferences(name, model if of is log else random_model(name, task, of, length=LENGTH), of, task)
+            for of in (log, other)
+        )
+        return not torch.equal(own[1], changed[1])
+
+    without = [User([], user.records) if task == "comment" else User(user.items, []) for user in log.users]
+    assert differs(replace(log, users=without)) == (("records" if task == "item" else "items") in spec.reads)
+    other_texts = {"titles": log.titles[::-1].copy(), "comments": log.comments[::-1].copy()}
+    assert differs(replace(log, **other_texts)) == spec.reads_text

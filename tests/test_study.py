@@ -13,13 +13,14 @@ import pytest
 from tiny_chains import fake_alignment, manifests, write_config
 from typer.testing import CliRunner, Result
 
+from reeltalk.artifacts import write_manifest
 from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
-from reeltalk.evaluation.significance import compare
+from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
 from reeltalk.experiments.chain import ChainSettings, load_chain
-from reeltalk.experiments.outcome import Study
+from reeltalk.experiments.outcome import Cell, Study, study_of
 from reeltalk.experiments.show import curves_page, grids, markdown
 from reeltalk.experiments.study import Plan, run_study
 
@@ -118,6 +119,55 @@ def test_the_paired_test_is_on_values_averaged_over_seeds(study: Study) -> None:
     means = {name: study.parts["item"]["all"][name].mean["full"]["ndcg@10"] for name in ("full", "slow")}
     assert found.difference == pytest.approx(means["slow"] - means["full"])
     assert study.parts["item"]["all"]["full"].against_first == {}
+
+
+def made_up_cells(folder: Path, gains: dict[str, dict[str, float]]) -> list[Cell]:
+    """Reports of an item task in which each variant gains so much on average, in each metric, on 60 users."""
+    cells = []
+    for place, (variant, of) in enumerate(gains.items()):
+        rng = np.random.default_rng(place)
+        luck = np.random.default_rng(99).random((60, 1))  # the same targets are hard for all
+        values = {name: pl.Series(luck[:, 0] + gain + 0.1 * rng.standard_normal(60)) for name, gain in of.items()}
+        frame = pl.DataFrame({"user_id": range(60), "target": range(60), **values})
+        report = folder / variant
+        report.mkdir()
+        frame.with_columns(pl.lit(True).alias("segments.items.unseen")).write_parquet(report / "per_user.parquet")
+        write_manifest(report, kind="report", config={}, parents={"dataset": "one"})
+        cells.append(Cell(variant, 0, "item", {"item-report": str(report)}))
+    return cells
+
+
+def test_variants_of_a_table_are_corrected_together_each_metric_by_itself(tmp_path: Path) -> None:
+    metrics = ("sampled.recall@10", "sampled.ndcg@10", "full.ndcg@10")
+    sizes = {
+        "full": (0, 0, 0),
+        "alike": (0, 0, 0),
+        "some": (0.036, 0, 0.3),
+        "much": (0.2, -0.3, 0),
+    }  # some: p of .03 by itself
+    gains = {name: dict(zip(metrics, of, strict=True)) for name, of in sizes.items()}
+    variants: dict[str, list[str]] = {name: [] for name in gains}
+    study = study_of(made_up_cells(tmp_path, gains), variants=variants, seeds=[0], segments=["items.unseen"])
+    for part in ("all", "items.unseen"):
+        reached = study.parts["item"][part]
+        assert reached["full"].p_holm == {}
+        for protocol, metric in (name.split(".") for name in metrics):
+            single = [reached[name].against_first[protocol][metric].p_ttest for name in ("alike", "some", "much")]
+            assert [reached[name].p_holm[protocol][metric] for name in ("alike", "some", "much")] == holm(single)
+    grid = next(iter(grids(study)))
+    assert grid.title == "item task, sampled ranking (60 targets; *: Holm-corrected p < 0.05 against full)"
+    assert grid.columns[-2] == "p (Holm)"
+    shown = {row[0]: dict(zip(grid.columns, row, strict=True)) for row in grid.rows}
+    stars = {name: [cell.endswith("*") for cell in (row["recall@10"], row["ndcg@10"])] for name, row in shown.items()}
+    assert stars["full"] == stars["alike"] == [False, False]
+    assert stars["much"] == [True, True]
+    single_p = study.parts["item"]["all"]["some"].against_first["sampled"]["recall@10"].p_ttest
+    assert single_p is not None
+    assert 0.025 < single_p < 0.05  # by itself it would be told from luck
+    assert stars["some"] == [False, False]
+    corrected = study.parts["item"]["all"]["much"].p_holm["sampled"]["ndcg@10"]
+    assert shown["much"]["p (Holm)"] == f"{corrected:.2g}"
+    assert "Holm's method" in markdown(study)
 
 
 def test_failed_runs_are_told_and_stop_nothing(study: Study, out: Path) -> None:

@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from reeltalk.cli.app import app, as_task
+from reeltalk.cli.printing import table_console
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,13 +25,13 @@ STEPS = {
 
 @app.command()
 def models() -> None:
-    """List the models, their papers and their tasks."""
+    """List the models: tasks, what they read, paper."""
     from reeltalk.models import MODELS
 
-    table = Table("model", "tasks", "reads text", "paper", box=None)
+    table = Table(Column("model", no_wrap=True), "tasks", "reads", "paper", box=None)
     for name, spec in MODELS.items():
-        table.add_row(name, ", ".join(spec.tasks), "yes" if spec.reads_text else "no", spec.paper)
-    Console().print(table)
+        table.add_row(name, ", ".join(spec.tasks), ", ".join(spec.reads), spec.paper)
+    table_console().print(table)
 
 
 @app.command()
@@ -42,7 +42,7 @@ def sources() -> None:
     table = Table("source", "--raw", box=None)
     for name, source in SOURCES.items():
         table.add_row(name, source.expects)
-    Console().print(table)
+    table_console().print(table)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def settings(
     table = Table(Column("setting", no_wrap=True), "default", "", box=None)
     for row in list_settings(listed, section=section):
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    table_console().print(table)
 
 
 @app.command()

@@ -43,12 +43,12 @@ def print_systems(report: Report) -> None:
         for system, result in report.systems.items():
             means = [f"{reached[name].mean:.4f}" for name in measured if (reached := result.metrics.get(protocol))]
             table.add_row(system, *means, style="bold" if system == report.system else None)
-        _console().print(table)
+        table_console().print(table)
 
 
 def print_comparisons(found: Mapping[str, Mapping[str, Comparison]], name_a: str, name_b: str) -> None:
     """One table a protocol: what a gains over b."""
-    _console().print(Text(f"a: {name_a}\nb: {name_b}"))
+    table_console().print(Text(f"a: {name_a}\nb: {name_b}"))
     for protocol, by_metric in found.items():
         table = _table(f"{protocol} ranking", "", "a", "b", "a - b", "interval", "gain", "p t-test", "p boot.")
         for metric, of in by_metric.items():
@@ -56,7 +56,7 @@ def print_comparisons(found: Mapping[str, Mapping[str, Comparison]], name_a: str
             gain = "" if of.gain is None else f"{of.gain:+.1%}"
             tests = ["" if p is None else f"{p:.2g}" for p in (of.p_ttest, of.p_bootstrap)]
             table.add_row(metric, f"{of.mean_a:.4f}", f"{of.mean_b:.4f}", f"{of.difference:+.4f}", bounds, gain, *tests)
-        _console().print(table)
+        table_console().print(table)
 
 
 def print_grids(grids: Iterable[Grid]) -> None:
@@ -65,10 +65,10 @@ def print_grids(grids: Iterable[Grid]) -> None:
         table = _table(grid.title, *grid.columns)
         for row in grid.rows:
             table.add_row(*(Text(cell) for cell in row))
-        _console().print(table)
+        table_console().print(table)
 
 
-def _console() -> Console:
+def table_console() -> Console:
     """A pipe or file has no width; a table must not be cut for it."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)

@@ -110,7 +110,8 @@ def finetune(
     dataset: DatasetFolder,
     out: Out,
     model: Annotated[
-        str | None, typer.Option("--model", help="`reeltalk models` lists them.  [default: lsvcr]")
+        str | None,
+        typer.Option("--model", help="`reeltalk models` lists them; or yours, package.module:SPEC.  [default: lsvcr]"),
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="item|comment", help="What is recommended.")] = None,
     text: TextFolder = None,

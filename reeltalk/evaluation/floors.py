@@ -1,7 +1,8 @@
-"""What a model must beat: rankers that need no training, and the simulator's oracle, which none can.
+"""What a model must beat: rankers that cost next to nothing, and the simulator's oracle, which none can.
 
 An online system knows what happened until the request. So the floors count every event strictly before the target's
-time, be it in the training, validation or test part of the log, and nothing of what came at that time or later.
+time, be it in the training, validation or test part of the log, and nothing of what came at that time or later. Those
+that learn (`reeltalk.evaluation.item_to_item`) are fitted on the training part, as models are.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import torch
+from rich.console import Console
 
 from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.data.simulator.oracle import FILE as ORACLE_FILE
 from reeltalk.data.simulator.oracle import Oracle
+from reeltalk.evaluation.item_to_item import EASE, ItemKNN
+from reeltalk.evaluation.protocol import EvaluationSettings
 from reeltalk.evaluation.ranker import Ranker, Scores
 from reeltalk.evaluation.text_similarity import CommentTextSimilarity, ItemTextSimilarity
 from reeltalk.text.lookup import TextLookup
@@ -27,23 +31,48 @@ ORACLE = "oracle"  # a ceiling, not a floor: never the one a gain is measured ag
 LOWEST = np.float32(np.finfo(np.float32).min)
 
 
-def floors(dataset: Dataset, task: Task, *, texts: TextLookup | None = None, seed: int = 0) -> dict[str, Ranker]:
-    """The floors of a task by name; text similarity where there are texts, the oracle where the data is simulated."""
-    found: list[Ranker]
-    if task == "item":
-        found = [RandomOrder("item", seed, dataset.num_items), Popularity.of(dataset), MostRecentItems.of(dataset)]
-        found += [] if texts is None else [ItemTextSimilarity.of(dataset, texts)]
-    else:
-        found = [
-            RandomOrder("comment", seed, 0),
-            HotComments.of(dataset),
-            CommentsByAge.of(dataset, order="most_recent"),
-            CommentsByAge.of(dataset, order="oldest_first"),
-        ]
-        found += [] if texts is None else [CommentTextSimilarity.of(dataset, texts)]
+def floors(
+    dataset: Dataset, task: Task, *, texts: TextLookup | None = None, settings: EvaluationSettings | None = None
+) -> dict[str, Ranker]:
+    """The floors of a task by name; text similarity where there are texts, the oracle where the data is simulated.
+
+    Where EASE is left out because the items are too many, stderr tells so.
+    """
+    settings = settings or EvaluationSettings()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with console.status("fitting the floors"):
+        found = _item_floors(dataset, texts, settings) if task == "item" else _comment_floors(dataset, texts, settings)
+    if task == "item" and dataset.num_items > settings.ease.max_items:
+        console.print(
+            f"ease is left out: {dataset.num_items:,} items are more than ease.max_items={settings.ease.max_items}; "
+            f"raised to that, it takes {4e-9 * dataset.num_items**2:.1f} GB or twice as much, and time by their cube"
+        )
     if (dataset.path / ORACLE_FILE).is_file():
         found.append(OracleOrder(task, Oracle.load(dataset.path)))
     return {ranker.name: ranker for ranker in found}
+
+
+def _item_floors(dataset: Dataset, texts: TextLookup | None, settings: EvaluationSettings) -> list[Ranker]:
+    found: list[Ranker] = [
+        RandomOrder("item", settings.seed, dataset.num_items),
+        Popularity.of(dataset),
+        MostRecentItems.of(dataset),
+        ItemKNN.of(dataset, settings.item_knn),
+    ]
+    found += [EASE.of(dataset, settings.ease)] if dataset.num_items <= settings.ease.max_items else []
+    found += [] if texts is None else [ItemTextSimilarity.of(dataset, texts)]
+    return found
+
+
+def _comment_floors(dataset: Dataset, texts: TextLookup | None, settings: EvaluationSettings) -> list[Ranker]:
+    found: list[Ranker] = [
+        RandomOrder("comment", settings.seed, 0),
+        HotComments.of(dataset),
+        CommentsByAge.of(dataset, order="most_recent"),
+        CommentsByAge.of(dataset, order="oldest_first"),
+    ]
+    found += [] if texts is None else [CommentTextSimilarity.of(dataset, texts)]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.errors import ConfigError, DataError
+from reeltalk.evaluation.item_to_item import EASESettings, ItemKNNSettings
 from reeltalk.evaluation.measure import Catalogue, Measured, SavedCandidates
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report
@@ -41,7 +42,7 @@ class EvaluationSettings(BaseModel):
     )
     bootstrap_samples: int = Field(default=1000, ge=0, description="draws of users for the intervals; 0: no intervals")
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0, description="of tie breaks, bootstrap and max_targets")
+    seed: int = Field(default=0, ge=0, description="of tie breaks, bootstrap, max_targets and the random order")
     max_targets: int = Field(default=0, ge=0, description="targets drawn at random; 0: all")
     user_long_tail: int | None = Field(
         default=None,
@@ -56,6 +57,8 @@ class EvaluationSettings(BaseModel):
     history_bins: tuple[int, ...] = Field(
         default=(1, 5, 10, 20, 50), min_length=1, description="where bins of history lengths begin, beside 0"
     )
+    item_knn: ItemKNNSettings = ItemKNNSettings()
+    ease: EASESettings = EASESettings()
 
     @field_validator("ks", "history_bins")
     @classmethod

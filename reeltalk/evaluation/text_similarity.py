@@ -1,6 +1,6 @@
 """The floor that reads: candidates whose text is like what the user turned to before.
 
-Shapes: B targets, C candidates, N items, E text width, F entries of a bag.
+Shapes: B targets, C candidates, N items, E text width, F ids in bags.
 """
 
 from __future__ import annotations
@@ -11,35 +11,15 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
-from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset, Task
-from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
+from reeltalk.data.ragged import Ints, Ragged
+from reeltalk.evaluation.bags import Bags, sum_rows
 from reeltalk.evaluation.ranker import Scores
 from reeltalk.text.lookup import TextLookup
 
 VALUES_AT_ONCE = 1 << 24  # float32 numbers of gathered candidate vectors
-
-
-@dataclass(frozen=True, eq=False)
-class Bags:
-    """Ids that a user has turned to, in time order."""
-
-    before: EventsBefore
-    ids: Ints
-
-    @classmethod
-    def of(cls, frame: pl.DataFrame, *, ids: str, time: str, num_users: int) -> Bags:
-        users, times = (frame[name].to_numpy().astype(np.int64) for name in ("user_id", time))
-        before = EventsBefore(users, times, num_keys=num_users + 1)
-        return cls(before, frame[ids].to_numpy().astype(np.int64)[before.order])
-
-    def at(self, targets: pl.DataFrame) -> tuple[Ints, Ints]:
-        """The ids that each target's user turned to strictly before its time, flat, and the bags' offsets."""
-        users, times = (targets[name].to_numpy().astype(np.int64) for name in ("user_id", "time"))
-        starts, stops = self.before.starts[users], self.before.stops(users, times)
-        return self.ids[ranges(starts, stops)], offsets_of(stops - starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +43,7 @@ class ItemTextSimilarity:
         return self._profiles(targets) @ self.titles_NE[1:].T
 
     def _profiles(self, targets: pl.DataFrame) -> Tensor:
-        return _unit(_sums(self.titles_NE, *self.bags.at(targets)))
+        return _unit(sum_rows(self.titles_NE, *self.bags.at(targets)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +74,7 @@ class CommentTextSimilarity:
         known, rows = np.unique(np.concatenate([candidates.values, comments_F]), return_inverse=True)
         vectors_UE = _unit(self.texts.comments(known.astype(np.int64)))
         candidate_rows, history_rows = np.split(rows, [len(candidates.values)])
-        history_BE = _sums(vectors_UE, history_rows, offsets) + _sums(self.titles_NE, *self.items.at(targets))
+        history_BE = sum_rows(vectors_UE, history_rows, offsets) + sum_rows(self.titles_NE, *self.items.at(targets))
         watched_BE = self.titles_NE[torch.from_numpy(targets["item_id"].to_numpy().astype(np.int64))]
         return _dots(_unit(_unit(history_BE) + watched_BE), candidates, vectors_UE, candidate_rows)
 
@@ -102,11 +82,6 @@ class CommentTextSimilarity:
 def _unit(vectors: Tensor) -> Tensor:
     """Rows of length one in float32; zero rows stay zero."""
     return normalize(vectors.float(), dim=1)
-
-
-def _sums(vectors_NE: Tensor, rows_F: Ints, offsets: Ints) -> Tensor:
-    bags, ends = torch.from_numpy(rows_F), torch.from_numpy(offsets)
-    return embedding_bag(bags, vectors_NE, ends, mode="sum", include_last_offset=True)
 
 
 def _dots(profiles_BE: Tensor, candidates: Ragged, vectors_NE: Tensor, rows_C: Ints) -> Scores:

@@ -13,7 +13,7 @@ import polars as pl
 
 from reeltalk.artifacts import MANIFEST, read_manifest
 from reeltalk.data.dataset import Task
-from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
+from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, holm, metric_columns
 
 ALL = "all"  # the part that is every target
 
@@ -36,13 +36,15 @@ class Reached:
 
     by_seed: means over targets. mean: over seeds. against_first: per-user values averaged over the seeds that both
     have, against those of the first variant; empty for that itself, and where the two were not measured on the same
-    targets. All by protocol and metric.
+    targets. p_holm: the p-values of its t-tests, each corrected for the other variants tested in the same metric. All
+    by protocol and metric.
     """
 
     targets: int
     by_seed: dict[int, dict[str, dict[str, float]]]
     mean: dict[str, dict[str, float]]
     against_first: dict[str, dict[str, Comparison]]
+    p_holm: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def _reached(runs: _Runs, part: str) -> dict[str, Reached]:
         for variant, of in runs.items()
     }
     first = next(iter(of_part))
+    others = [variant for variant, of in of_part.items() if of and variant != first]
+    against = {variant: _compared(of_part[variant], of_part[first]) for variant in others}
+    corrected = _corrected(against)
     found = {}
     for variant, of in of_part.items():
         if of:
@@ -124,8 +129,21 @@ def _reached(runs: _Runs, part: str) -> dict[str, Reached]:
                 }
                 for protocol, metrics in next(iter(by_seed.values())).items()
             }
-            against = {} if variant == first else _compared(of, of_part[first])
-            found[variant] = Reached(len(next(iter(of.values())).values), by_seed, mean, against)
+            targets = len(next(iter(of.values())).values)
+            found[variant] = Reached(targets, by_seed, mean, against.get(variant, {}), corrected.get(variant, {}))
+    return found
+
+
+def _corrected(
+    against: Mapping[str, Mapping[str, Mapping[str, Comparison]]],
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The p-values of every variant's t-tests; those of the same protocol and metric are corrected together."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {variant: {} for variant in against}
+    metrics = [(protocol, name) for of in against.values() for protocol, by_name in of.items() for name in by_name]
+    for protocol, name in dict.fromkeys(metrics):
+        tested = {variant: of[protocol][name] for variant, of in against.items() if name in of.get(protocol, {})}
+        for variant, p in zip(tested, holm([test.p_ttest for test in tested.values()]), strict=True):
+            found[variant].setdefault(protocol, {})[name] = p
     return found
 
 

@@ -12,6 +12,7 @@ from reeltalk.evaluation.plots import ACCENT, OTHERS, Bar, Series, lines
 from reeltalk.experiments.outcome import ALL, Cost, Reached, Study
 
 SHOWN = ("recall", "ndcg", "mrr")
+SIGNIFICANT = 0.05
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -39,13 +40,15 @@ class Grid:
 
 def grids(study: Study) -> Iterator[Grid]:
     """The tables of a study: one a task, part of the targets and protocol, then costs, then what failed."""
+    first, *others = study.variants
+    star = f"; *: Holm-corrected p < {SIGNIFICANT} against {first}" if others else ""
     for task, parts in study.parts.items():
         for part, reached in parts.items():
             protocols = dict.fromkeys(protocol for of in reached.values() for protocol in of.mean)
             where = "" if part == ALL else f", {part}"
             for protocol in protocols:
                 targets = next(of.targets for of in reached.values() if protocol in of.mean)
-                title = f"{task} task, {protocol} ranking{where} ({targets:,} targets)"
+                title = f"{task} task, {protocol} ranking{where} ({targets:,} targets{star})"
                 yield _metric_grid(study, task, reached, protocol, title)
             if not protocols and part == ALL:
                 yield Grid(
@@ -61,8 +64,9 @@ def markdown(study: Study) -> str:
     """The tables of a study as Markdown."""
     first = next(iter(study.variants))
     told = (
-        f"Means over seeds {', '.join(map(str, study.seeds))}. Gain and p are against {first}; p is of a paired t-test "
-        "on per-user values averaged over seeds."
+        f"Means over seeds {', '.join(map(str, study.seeds))}. Gain, p and * are against {first}. p is of a paired "
+        "t-test on per-user values averaged over seeds, corrected by Holm's method: the variants of a table are tested "
+        f"together, each metric by itself. p (Holm) is that of the gain; * marks every figure with p < {SIGNIFICANT}."
     )
     parts = [told]
     for grid in grids(study):
@@ -106,15 +110,19 @@ def _metric_grid(study: Study, task: str, reached: Mapping[str, Reached], protoc
     headline = _headline(metrics)
     rows = []
     for variant in study.variants:
-        of = reached.get(variant)
-        figures, against = ["" for _ in shown], None
+        of, figures, gain, p = reached.get(variant), ["" for _ in shown], "", ""
         if of is not None and protocol in of.mean:
-            figures = [f"{of.mean[protocol][name]:.4f}" for name in shown]
+            p_values = of.p_holm.get(protocol, {})
+            figures = [f"{of.mean[protocol][name]:.4f}{_star(p_values.get(name))}" for name in shown]
             against = of.against_first.get(protocol, {}).get(headline)
-        gain = "" if against is None or against.gain is None else f"{against.gain:+.1%}"
-        p = "" if against is None or against.p_ttest is None else f"{against.p_ttest:.2g}"
+            gain = "" if against is None or against.gain is None else f"{against.gain:+.1%}"
+            p = "" if (tested := p_values.get(headline)) is None else f"{tested:.2g}"
         rows.append([variant, *figures, gain, p, _seeds(study, task, variant)])
-    return Grid(title, ["", *shown, f"gain {headline}", "p", "seeds"], rows)
+    return Grid(title, ["", *shown, f"gain {headline}", "p (Holm)", "seeds"], rows)
+
+
+def _star(p: float | None) -> str:
+    return "*" if p is not None and p < SIGNIFICANT else ""
 
 
 def _headline(metrics: Mapping[str, float]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
 
 import torch
 from pydantic import BaseModel
@@ -33,12 +37,15 @@ from reeltalk.models.unisrec_c import UniSRecC, UniSRecCSettings
 from reeltalk.models.vqrec import VQRec, VQRecSettings
 from reeltalk.models.zam import ZAM, ZAMSettings
 
+Input = Literal["ids", "text", "items", "records"]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What the pipeline must know of a model before it makes one.
 
-    `make(settings, items, history_length=...)` is the model's class.
+    `make(settings, items, history_length=...)` is the model's class. `reads`: whether it learns a vector of each item
+    (ids), needs text vectors, makes its preferences from item events (items), from the history of comments (records).
 
     Of a causal model, one pass over a history gives the preference after each entry, whatever follows. One that is not
     looks both ways: it gives the preference after the last entry alone, and trains on hidden entries. A model that is
@@ -49,45 +56,86 @@ class ModelSpec:
     settings: type[BaseModel]
     make: Callable[..., Recommender]
     tasks: tuple[Task, ...]
-    reads_text: bool
+    reads: tuple[Input, ...]
     paper: str
     is_causal: bool = True
     is_personal: bool = True
     sees_watched: bool = True
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs text vectors."""
+        return "text" in self.reads
 
+
+_ITEM: tuple[Task, ...] = ("item",)
+_COMMENT: tuple[Task, ...] = ("comment",)
 MODELS: dict[str, ModelSpec] = {
-    "att": ModelSpec(ATTSettings, ATT, ("comment",), True, "NAML, arXiv 1907.05576", sees_watched=False),
-    "bert4rec": ModelSpec(BERT4RecSettings, BERT4Rec, ("item",), False, "arXiv 1904.06690", is_causal=False),
-    "caser": ModelSpec(CaserSettings, Caser, ("item",), False, "arXiv 1809.07426"),
-    "dmt": ModelSpec(DMTSettings, DMT, ("item",), False, "CIKM 2020, doi 10.1145/3340531.3412697"),
-    "dssm": ModelSpec(DSSMSettings, DSSM, ("comment",), True, "CIKM 2013", is_personal=False),
-    "fdsa": ModelSpec(FDSASettings, FDSA, ("item",), True, "IJCAI 2019, doi 10.24963/ijcai.2019/600"),
-    "gru": ModelSpec(GRUSettings, GRU, ("comment",), True, "arXiv 1406.1078", sees_watched=False),
-    "gru4rec": ModelSpec(GRU4RecSettings, GRU4Rec, ("item",), False, "arXiv 1511.06939"),
-    "hstu": ModelSpec(HSTUSettings, HSTU, ("item",), False, "arXiv 2402.17152"),
-    "lsvcr": ModelSpec(LSVCRSettings, LSVCR, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
-    "mbht": ModelSpec(MBHTSettings, MBHT, ("item",), False, "arXiv 2207.05584", is_causal=False),
-    "mha": ModelSpec(MHASettings, MHA, ("comment",), True, "NRMS, EMNLP 2019", sees_watched=False),
-    "narm": ModelSpec(NARMSettings, NARM, ("item",), False, "arXiv 1711.04725"),
-    "s3rec": ModelSpec(S3RecSettings, S3Rec, ("item",), False, "arXiv 2008.07873, fine-tuning"),
-    "sasrec": ModelSpec(SASRecSettings, SASRec, ("item",), False, "arXiv 1808.09781"),
-    "tem": ModelSpec(TEMSettings, TEM, ("comment",), True, "arXiv 2005.08936"),
-    "unisrec": ModelSpec(UniSRecSettings, UniSRec, ("item",), True, "arXiv 2206.05941"),
-    "unisrec_c": ModelSpec(UniSRecCSettings, UniSRecC, ("comment",), True, "arXiv 2206.05941", sees_watched=False),
-    "vqrec": ModelSpec(VQRecSettings, VQRec, ("item",), True, "arXiv 2210.12316"),
-    "zam": ModelSpec(ZAMSettings, ZAM, ("comment",), True, "arXiv 1908.11322"),
+    "att": ModelSpec(ATTSettings, ATT, _COMMENT, ("text", "records"), "NAML, arXiv 1907.05576", sees_watched=False),
+    "bert4rec": ModelSpec(BERT4RecSettings, BERT4Rec, _ITEM, ("ids", "items"), "arXiv 1904.06690", is_causal=False),
+    "caser": ModelSpec(CaserSettings, Caser, _ITEM, ("ids", "items"), "arXiv 1809.07426"),
+    "dmt": ModelSpec(DMTSettings, DMT, _ITEM, ("ids", "items", "records"), "CIKM 2020, doi 10.1145/3340531.3412697"),
+    "dssm": ModelSpec(DSSMSettings, DSSM, _COMMENT, ("text",), "CIKM 2013", is_personal=False),
+    "fdsa": ModelSpec(FDSASettings, FDSA, _ITEM, ("ids", "text", "items"), "IJCAI 2019, doi 10.24963/ijcai.2019/600"),
+    "gru": ModelSpec(GRUSettings, GRU, _COMMENT, ("text", "records"), "arXiv 1406.1078", sees_watched=False),
+    "gru4rec": ModelSpec(GRU4RecSettings, GRU4Rec, _ITEM, ("ids", "items"), "arXiv 1511.06939"),
+    "hstu": ModelSpec(HSTUSettings, HSTU, _ITEM, ("ids", "items"), "arXiv 2402.17152"),
+    "lsvcr": ModelSpec(
+        LSVCRSettings, LSVCR, ("item", "comment"), ("ids", "text", "items", "records"), "arXiv 2403.13574, section 4.1"
+    ),
+    "mbht": ModelSpec(MBHTSettings, MBHT, _ITEM, ("ids", "items", "records"), "arXiv 2207.05584", is_causal=False),
+    "mha": ModelSpec(MHASettings, MHA, _COMMENT, ("text", "records"), "NRMS, EMNLP 2019", sees_watched=False),
+    "narm": ModelSpec(NARMSettings, NARM, _ITEM, ("ids", "items"), "arXiv 1711.04725"),
+    "s3rec": ModelSpec(S3RecSettings, S3Rec, _ITEM, ("ids", "items"), "arXiv 2008.07873, fine-tuning"),
+    "sasrec": ModelSpec(SASRecSettings, SASRec, _ITEM, ("ids", "items"), "arXiv 1808.09781"),
+    "tem": ModelSpec(TEMSettings, TEM, _COMMENT, ("text", "records"), "arXiv 2005.08936"),
+    "unisrec": ModelSpec(UniSRecSettings, UniSRec, _ITEM, ("ids", "text", "items"), "arXiv 2206.05941"),
+    "unisrec_c": ModelSpec(
+        UniSRecCSettings, UniSRecC, _COMMENT, ("text", "records"), "arXiv 2206.05941", sees_watched=False
+    ),
+    "vqrec": ModelSpec(VQRecSettings, VQRec, _ITEM, ("text", "items"), "arXiv 2210.12316"),
+    "zam": ModelSpec(ZAMSettings, ZAM, _COMMENT, ("text", "records"), "arXiv 1908.11322"),
 }
 
 
 def model_spec(name: str, task: Task) -> ModelSpec:
     """The model of this name; raises ConfigError where there is none, or it does not do the task."""
-    if name not in MODELS:
-        raise ConfigError(f"model {name!r} is unknown;{nearest(name, MODELS)}")
-    spec = MODELS[name]
+    spec = MODELS.get(name) or (_imported(name) if ":" in name else None)
+    if spec is None:
+        raise ConfigError(f"model {name!r} is unknown;{nearest(name, MODELS)}; or package.module:SPEC for your own")
     if task not in spec.tasks:
         able = ", ".join(other for other, known in MODELS.items() if task in known.tasks)
         raise ConfigError(f"model {name!r} does the {' and '.join(spec.tasks)} task, not {task}; those that do: {able}")
+    return spec
+
+
+def _imported(name: str) -> ModelSpec:
+    """The spec at ``package.module:NAME``, installed or below the current folder; raises ConfigError if there is none.
+
+    The current folder is looked at last, so that a file there hides no library.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ConfigError(f"model {name!r} is no name in a module; expected package.module:SPEC")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports something that is not
+        raise ConfigError(
+            f"model {name!r}: there is no module {error.name!r}, installed or in {here}; run this where "
+            f"{module_name.split('.')[0]} lies, or put that folder on PYTHONPATH"
+        ) from error
+    spec = getattr(module, attribute, None)
+    if not isinstance(spec, ModelSpec):
+        there = [key for key, value in vars(module).items() if isinstance(value, ModelSpec)]
+        raise ConfigError(
+            f"model {name!r}: {attribute} in {module.__file__} is {'not there' if spec is None else 'no ModelSpec'};"
+            + (nearest(attribute, there) if there else " put SPEC = ModelSpec(..) there")
+        )
     return spec
 
 

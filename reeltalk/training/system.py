@@ -157,7 +157,8 @@ class System(nn.Module):
 def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:
     """Open a model folder with the dataset and text it was made from (found by the recorded paths where not given).
 
-    Raises ArtifactError where the folder is unfinished, or dataset or text are not those it was made from.
+    Raises ArtifactError where the folder is unfinished, dataset or text are not those it was made from, or the model's
+    code makes other weights by now; ConfigError where a model from outside the package is not found.
     """
     path = Path(folder)
     manifest = read_manifest(path, "model")
@@ -173,8 +174,13 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
             "give the text folder it was made from"
         )
     system = System.new(dataset, text=text, settings=settings, is_loaded=True)
-    weights = load_file(path / WEIGHTS)
-    system.load_state_dict(weights)
+    try:
+        system.load_state_dict(load_file(path / WEIGHTS))
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path} does not fit {settings.name} as it is now: {' '.join(str(error).split())}; go back to the code it "
+            "was trained with, or train it again"
+        ) from error
     system.eval()
     return system
 
