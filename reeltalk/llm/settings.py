@@ -24,6 +24,14 @@ class AlignDataSettings(Section):
         "hot", description="what diversification adds: an item's hot comments, or any of its comments"
     )
     comments: bool = Field(True, description="off: titles alone, item task alone")
+    num_negatives: int = Field(
+        0,
+        ge=0,
+        description="drawn beside the batch's for eq 14: comments of each watched item, items; 0: as in the paper",
+    )
+    active_days: float | None = Field(
+        None, gt=0, description="items drawn are those created within so many days before the target; None: any"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
