@@ -17,7 +17,7 @@ import torch
 from benchmarks.rows import Measurement, emit, peak_memory_mib, versions
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.prepare import PrepareSettings, prepare
-from reeltalk.llm import align as stage
+from reeltalk.llm.align import new_module
 from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings
@@ -60,7 +60,7 @@ def main() -> None:
 def aligned(dataset: Dataset, text: TextTable, out: Path, seed: int) -> tuple[dict[str, Any], Counter[Shape]]:
     """Some steps of the real thing: its counts, and the batches that go through the LLM, each counted once."""
     train = {"steps": STEPS, "batch_size": BATCH, "warm_steps": 0, "seed": seed}
-    module = stage.new_module(dataset, text, AlignSettings.model_validate({"train": train}))
+    module = new_module(dataset, text, AlignSettings.model_validate({"train": train}))
     assert module.llm is not None
     shapes: Counter[Shape] = Counter()
     hook = module.llm.llm.base_model.register_forward_hook(

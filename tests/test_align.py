@@ -21,9 +21,10 @@ from reeltalk.artifacts import read_manifest
 from reeltalk.config import load_settings, save_settings
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.errors import ArtifactError, ConfigError
-from reeltalk.llm import align as stage
-from reeltalk.llm.align import LLM, AlignBatches, AlignModule, align
+from reeltalk.llm.align import LLM, align
 from reeltalk.llm.aligned import aligned_encoder, encode_aligned, is_aligned
+from reeltalk.llm.feed import AlignBatches, instances_of
+from reeltalk.llm.module import AlignModule
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.models import build
@@ -191,7 +192,7 @@ def module_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> Ali
     assert isinstance(recommender, LSVCR)
     torch.manual_seed(0)
     llm = LLMRecommender(settings.llm, dim=settings.model.dim, device="cpu")
-    instances = stage.instances_of(dataset, settings)
+    instances = instances_of(dataset, settings)
     return AlignModule(recommender, llm, AlignBatches(instances, text, settings, llm)).double()
 
 

@@ -138,28 +138,11 @@ def told(
     title = _texts(words.titles, chain(seen, talked, targets.item.tolist(), drawn.items.tolist()))
     used = (each for sides in chain(items, records) for side in sides for each in side)
     comment = _texts(words.comments, chain(used, targets.comment.tolist(), drawn.comments.tolist()))
-
-    def entries(times: Ints, ids: list[int], sides: list[Sides], offsets: Ints) -> list[list[Entry]]:
-        flat = [
-            _in_words(Happened(item, time, side.supplemental), title, comment)
-            for time, item, side in zip(times.tolist(), ids, sides, strict=True)
-        ]
-        return [flat[first:last] for first, last in pairwise(offsets[1:])]
-
     item_offsets = offsets_of([0, *(windows.end - windows.begin)])
     record_offsets = offsets_of([0, *(windows.other_end - windows.other_begin)])
-    instances = [
-        Instance("comment", told_items, told_records, watched=title[item], target=comment[chosen])
-        if chosen
-        else Instance("item", told_items, told_records, watched=None, target=title[item])
-        for item, chosen, told_items, told_records in zip(
-            targets.item.tolist(),
-            targets.comment.tolist(),
-            entries(histories.time[item_rows], seen, items, item_offsets),
-            entries(histories.start[record_rows], talked, records, record_offsets),
-            strict=True,
-        )
-    ]
+    item_entries = _entries(histories.time[item_rows], seen, items, item_offsets, title, comment)
+    record_entries = _entries(histories.start[record_rows], talked, records, record_offsets, title, comment)
+    instances = _instances(targets, item_entries, record_entries, title, comment)
     row = _Numbered()
     sequential = Histories(
         item_offsets=item_offsets,
@@ -195,6 +178,39 @@ def told(
         text_key=np.array([_key(text) for text in texts], np.int64),
         **columns,
     )
+
+
+def _instances(
+    targets: Targets,
+    items: list[list[Entry]],
+    records: list[list[Entry]],
+    title: Mapping[int, str],
+    comment: Mapping[int, str],
+) -> list[Instance]:
+    return [
+        Instance("comment", told_items, told_records, watched=title[item], target=comment[chosen])
+        if chosen
+        else Instance("item", told_items, told_records, watched=None, target=title[item])
+        for item, chosen, told_items, told_records in zip(
+            targets.item.tolist(), targets.comment.tolist(), items, records, strict=True
+        )
+    ]
+
+
+def _entries(
+    times: Ints,
+    items: list[int],
+    sides: list[Sides],
+    offsets: Ints,
+    title: Mapping[int, str],
+    comment: Mapping[int, str],
+) -> list[list[Entry]]:
+    """Of each instance, the entries as the LLM is told of them; given one after another, from user 1 on."""
+    flat = [
+        _in_words(Happened(item, time, side.supplemental), title, comment)
+        for time, item, side in zip(times.tolist(), items, sides, strict=True)
+    ]
+    return [flat[first:last] for first, last in pairwise(offsets[1:])]
 
 
 def _in_words(entry: Happened, title: Mapping[int, str], comment: Mapping[int, str]) -> Entry:

@@ -70,6 +70,11 @@ class AlignTrainSettings(TrainerSettings):
     tokens_per_batch: int | None = Field(
         None, gt=0, description="what goes through the LLM at once; bounds memory, changes dropout's draws alone"
     )
+    tokens_kept: int = Field(
+        32_768,
+        ge=0,
+        description="of a step, whose activations stay in memory for the backward pass; what is more is run again",
+    )
     max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
 
 
