@@ -9,6 +9,8 @@ L positions, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -27,6 +29,8 @@ from reeltalk.models.lsvcr import LSVCR, AlignmentStep
 from reeltalk.models.recommender import Recommender, Step
 
 Terms = dict[str, tuple[Tensor, int]]
+
+_FILLING, _NOBODY = 0, -1  # in place of a user: no row at all; a text that was drawn
 
 
 def target_preferences(recommender: Recommender, batch: Batch, targets: ItemTargets) -> Tensor:
@@ -89,6 +93,8 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
     these (eq 14 pulls their preferences to one point) and those of the same user, whose histories overlap. Eq 12 counts
     where neither history is empty: elsewhere there are no two preferences to tell apart.
 
+    The texts that were drawn (`AlignmentBatch.negative_N`) are further candidates of eq 14 for all instances.
+
     A fifth, prefix, is eq 14 for every entry of the histories that has one before it, predicted from what stood before
     it: targets whose texts are read in any case. Their negatives are the others', but for the same user's.
     """
@@ -101,6 +107,9 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
     is_same_user_TC = batch.user_T[:, None] == user_C
     is_same_target_TC = batch.target_key_T[:, None] == target_key_C
     temperature = recommender.settings.temperature
+    drawn = _of_all(step.negative_ND, torch.full_like(batch.negative_key_N, _NOBODY), batch.negative_key_N)
+    candidate_CD = torch.cat([target_CD, drawn.vector_CD])
+    is_no_negative_TC = torch.cat([is_same_target_TC, drawn.are_no_negatives_of(batch.target_key_T)], dim=1)
     return {
         "ssc": (
             sequential_supplemental_contrast(
@@ -122,28 +131,49 @@ def alignment_objective(recommender: LSVCR, batch: AlignmentBatch, text_UE: Tens
             int(batch.has_both_T.sum()),
         ),
         "sr": (
-            info_nce(step.preference_TD, target_CD, positive_T, is_same_target_TC, temperature=temperature),
+            info_nce(step.preference_TD, candidate_CD, positive_T, is_no_negative_TC, temperature=temperature),
             count,
         ),
         "teacher": (
             info_nce(
-                supplemental_TD.detach(), target_CD.detach(), positive_T, is_same_target_TC, temperature=temperature
+                supplemental_TD.detach(), candidate_CD.detach(), positive_T, is_no_negative_TC, temperature=temperature
             ),
             count,
         ),
-        "prefix": _prefix_loss(step, batch, temperature),
+        "prefix": _prefix_loss(step, batch, drawn, temperature),
     }
 
 
-def _prefix_loss(step: AlignmentStep, batch: AlignmentBatch, temperature: float) -> tuple[Tensor, int]:
+def _prefix_loss(
+    step: AlignmentStep, batch: AlignmentBatch, drawn: _Candidates, temperature: float
+) -> tuple[Tensor, int]:
     count = len(step.prefix_XD)
-    target_XD, own_X2 = widened(step.prefix_target_XD), torch.stack([batch.prefix_user, batch.prefix_key], dim=1)
-    most = _largest(count, step.prefix_XD.device)  # processes have differently many; user 0 fills up
-    target_CD = gather_with_gradient(F.pad(target_XD, (0, 0, 0, most - count)))
-    user_C, key_C = gather_with_gradient(F.pad(own_X2, (0, 0, 0, most - count))).unbind(1)
-    positive_X = _rank() * most + torch.arange(count, device=user_C.device)
-    is_left_out_XC = (batch.prefix_key[:, None] == key_C) | (batch.prefix_user[:, None] == user_C) | (user_C == 0)
-    return info_nce(step.prefix_XD, target_CD, positive_X, is_left_out_XC, temperature=temperature), count
+    targets = _of_all(step.prefix_target_XD, batch.prefix_user, batch.prefix_key)
+    positive_X = _rank() * _largest(count, step.prefix_XD.device) + torch.arange(count, device=step.prefix_XD.device)
+    is_left_out_XC = targets.are_no_negatives_of(batch.prefix_key) | (batch.prefix_user[:, None] == targets.user_C)
+    is_left_out_XC = torch.cat([is_left_out_XC, drawn.are_no_negatives_of(batch.prefix_key)], dim=1)
+    candidate_CD = torch.cat([targets.vector_CD, drawn.vector_CD])
+    return info_nce(step.prefix_XD, candidate_CD, positive_X, is_left_out_XC, temperature=temperature), count
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Vectors of all processes, whose they are, and the keys of their texts; some fill up."""
+
+    vector_CD: Tensor
+    user_C: Tensor
+    key_C: Tensor
+
+    def are_no_negatives_of(self, key_X: Tensor) -> Tensor:
+        """Where the texts are the same, and what fills up: [X, C]."""
+        return (key_X[:, None] == self.key_C) | (self.user_C == _FILLING)
+
+
+def _of_all(vector_XD: Tensor, user_X: Tensor, key_X: Tensor) -> _Candidates:
+    filling = _largest(len(key_X), key_X.device) - len(key_X)  # processes have differently many
+    own_X2 = F.pad(torch.stack([user_X, key_X], dim=1), (0, 0, 0, filling), value=_FILLING)
+    user_C, key_C = gather_with_gradient(own_X2).unbind(1)
+    return _Candidates(gather_with_gradient(F.pad(widened(vector_XD), (0, 0, 0, filling))), user_C, key_C)
 
 
 def at_targets(preference_RLD: Tensor, targets: ItemTargets) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from reeltalk.data.batch import Batch, PackedWindows, distinct_comments
 from reeltalk.data.dataset import Split, Task
 from reeltalk.data.histories import Histories, Windows
+from reeltalk.data.pool import CommentPool
 from reeltalk.data.ragged import Ints, offsets_of
 from reeltalk.models import MODELS, build
 from reeltalk.models.recommender import Recommender
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
-from reeltalk.training.feed import CommentPool, Feed
+from reeltalk.training.feed import Feed
 
 Vectors = NDArray[np.float32] | NDArray[np.float64]
 TEXT_WIDTH = 12

@@ -211,7 +211,11 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(some_log: Log) -> Case:
-    stream = stream_of(some_log, history=0.0)
+    return case_of(some_log)
+
+
+def case_of(some_log: Log, *, num_negatives: int = 0) -> Case:
+    stream = stream_of(some_log, history=0.0, num_negatives=num_negatives)
     told = stream.batch(0, batch_size=len(stream.targets))
     log = some_log.histories
     owners = []
@@ -241,8 +245,15 @@ def test_both_preferences_of_an_instance(model: LSVCR, slow: SlowAlignment, case
     np.testing.assert_allclose(step.target_TD.numpy(), np.stack(targets), atol=1e-12)
 
 
-def test_alignment_objective(model: LSVCR, slow: SlowAlignment, case: Case) -> None:
-    """Eq 10, 12, 14 from the lists: negatives are of other users and other target texts, or of other target texts."""
+@pytest.mark.parametrize("num_negatives", [0, 2])
+def test_alignment_objective(model: LSVCR, slow: SlowAlignment, some_log: Log, num_negatives: int) -> None:
+    """Eq 10, 12, 14 from the lists: negatives are of other users and other target texts, or of other target texts.
+
+    Those of eq 14 also what was drawn.
+    """
+    case = case_of(some_log, num_negatives=num_negatives)
+    drawn = [(case.told.texts[row], slow.text(case.text_UE[row].numpy())) for row in case.told.negative]
+    assert (len(drawn) > 20) == (num_negatives > 0)
     both = [slow.both(user, row, is_item=is_item) for user, row, is_item in case.owners]
     s_tilde, instances = list(case.supplemental_TD.numpy()), case.told.instances
     e = [slow.text(vector.numpy()) for vector in case.text_UE[case.batch.target_T]]
@@ -255,15 +266,16 @@ def test_alignment_objective(model: LSVCR, slow: SlowAlignment, case: Case) -> N
     ]
     for user, s, target, name in found:
         others = [e for other, _, e, text in found if other != user and text != name]
-        prefix += slow_info_nce(s, target, [target, *others])
+        prefix += slow_info_nce(s, target, [target, *others, *(e for text, e in drawn if text != name)])
     assert len({name[0] for *_, name in found}) == 2 and len(found) > len(both)
     for i, (own, other) in enumerate(both):
         unlike = [j for j in range(len(both)) if j == i or instances[j].target != instances[i].target]
         strangers = [j for j in unlike if j == i or users[j] != users[i]]
         ssc += slow_info_nce(own, s_tilde[i], [s_tilde[j] for j in strangers]) / 2
         ssc += slow_info_nce(s_tilde[i], own, [both[j][0] for j in strangers]) / 2
-        sr += slow_info_nce(own, e[i], [e[j] for j in unlike])
-        teacher += slow_info_nce(s_tilde[i], e[i], [e[j] for j in unlike])
+        candidates = [e[j] for j in unlike] + [vector for text, vector in drawn if text != instances[i].target]
+        sr += slow_info_nce(own, e[i], candidates)
+        teacher += slow_info_nce(s_tilde[i], e[i], candidates)
         if instances[i].items and instances[i].records:
             vcc += slow_info_nce(s_tilde[i], own, [own, other])
     has_repeats = len({instance.target for instance in instances}) < len(instances)
@@ -403,7 +415,7 @@ def rank_result(rank: int, num_ranks: int) -> dict[str, Tensor]:
     """Loss and gradients of one process's share of a batch of 24."""
     drawn = random_log(8, num_users=14, max_items=9, max_records=7, dtype=np.float64)
     model = cast(LSVCR, random_model("lsvcr", "item", drawn, length=10, use_item_ids=False))
-    stream = stream_of(drawn, history=1.0, entry=0.5)
+    stream = stream_of(drawn, history=1.0, entry=0.5, num_negatives=2)
     told = stream.batch(1, batch_size=24 // num_ranks, rank=rank, num_ranks=num_ranks)
     text_UE = text_vectors(drawn, told.texts)
     supplemental_TD = random_vectors(24, 8)[rank::num_ranks].clone().requires_grad_()

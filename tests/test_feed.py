@@ -10,9 +10,10 @@ from random_logs import Log, random_log
 
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.histories import request_windows, target_windows, training_windows
+from reeltalk.data.pool import CommentPool
 from reeltalk.data.ragged import Ints, Ragged, offsets_of
 from reeltalk.text.lookup import TextLookup
-from reeltalk.training.feed import CommentPool, Feed, shuffled
+from reeltalk.training.feed import Feed, shuffled
 
 
 @pytest.fixture(scope="module")

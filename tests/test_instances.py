@@ -15,6 +15,7 @@ from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.diversification import Diversification, HotComments
 from reeltalk.data.instance_stream import Instances
 from reeltalk.data.instances import Entry, InstanceBatch, Words
+from reeltalk.data.raw import DAY
 from reeltalk.errors import DataError
 
 LENGTH = 4
@@ -34,10 +35,19 @@ def hot_of(log: Log) -> HotComments:
     return HotComments(offsets, comment, log.pool.created[comment])
 
 
-def stream_of(log: Log, *, history: float = 0.5, entry: float = 0.3, length: int = LENGTH, seed: int = 0) -> Instances:
-    diversification = Diversification(hot_of(log), history, entry)
+def stream_of(
+    log: Log, *, history: float = 0.5, entry: float = 0.3, length: int = LENGTH, seed: int = 0, num_negatives: int = 0
+) -> Instances:
     return Instances(
-        log.histories, words_of(log), log.pool.created, diversification, length=length, num_positions=10, seed=seed
+        log.histories,
+        words_of(log),
+        log.pool,
+        log.created,
+        Diversification(hot_of(log), history, entry),
+        length=length,
+        num_positions=10,
+        num_negatives=num_negatives,
+        seed=seed,
     )
 
 
@@ -253,6 +263,44 @@ def test_what_comes_later_changes_nothing(log: Log) -> None:
         assert sequential_side(again, 0) == sequential_side(batch, index)
         checked += any((values != getattr(histories, name)).any() for name, values in other.items())
     assert checked > 20
+
+
+def test_drawn_negatives_existed_and_were_not_chosen(log: Log) -> None:
+    """Of a record: others' comments under its item. Of an item target: items. Only of the train split."""
+    stream = stream_of(log, num_negatives=4, history=0.0)
+    texts = Counter[str]()
+    for step in range(len(stream.targets)):
+        batch = stream.batch(step, batch_size=1)
+        drawn = [batch.texts[row] for row in batch.negative]
+        texts.update(drawn)
+        moment, user = int(batch.windows.request[0]), int(batch.user[0])
+        records = [record for record in log.users[user - 1].records if record.split == Split.TRAIN]
+        items = {record.item for record in records if record.start <= moment}
+        chosen = {f"c{each}" for record in records for each in record.comments if record.start == moment}
+        assert batch.instances[0].target not in drawn and not chosen & set(drawn)
+        for text in drawn:
+            number = int(text[1:])
+            if text[0] == "t":
+                assert batch.instances[0].task == "item" and log.created[number - 1] <= moment
+            else:
+                item = int(np.searchsorted(log.pool.offsets, number - 1, side="right")) - 1
+                assert item in items and log.pool.created[number] < moment and log.pool.author[number] != user
+    assert {text[0] for text in texts} == {"t", "c"} and len(texts) > 10
+    assert "t3" not in texts and "c1" not in texts  # what is blank is none
+
+
+def test_items_drawn_may_be_those_of_the_last_days(log: Log) -> None:
+    stream = replace(stream_of(log, num_negatives=50), active_days=5 / DAY)  # times of the log are small
+    batch = stream.batch(0, batch_size=len(stream.targets))
+    alone = [stream.batch(place, batch_size=1) for place in range(len(stream.targets))]
+    found = [
+        (int(each.windows.request[0]) - log.created[int(text[1:]) - 1])
+        for each in alone
+        for text in (each.texts[row] for row in each.negative)
+        if text[0] == "t"
+    ]
+    assert len(batch.negative) == sum(len(each.negative) for each in alone)
+    assert found and min(found) >= 0 and max(found) <= 5
 
 
 def test_repeated_comments_of_a_record_are_told_once(log: Log) -> None:

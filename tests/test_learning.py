@@ -11,12 +11,12 @@ from torch import nn
 
 from reeltalk.data.dataset import Split
 from reeltalk.data.histories import Windows, target_windows, training_windows
+from reeltalk.data.pool import CommentPool
 from reeltalk.data.ragged import Ragged, offsets_of, ranges
 from reeltalk.models import MODELS, build
 from reeltalk.models.candidate_features import CandidateFeatures
 from reeltalk.models.recommender import Recommender
 from reeltalk.objectives import Terms, comment_objective, comment_scores, item_objective, target_preferences
-from reeltalk.training.feed import CommentPool
 
 LENGTH = 12
 NO_COMMENTS = CommentPool(*(np.zeros(0, np.int64) for _ in range(3)))

@@ -248,13 +248,25 @@ def test_eq_13_against_a_loop_over_tokens(kind: str, folders: dict[str, Path], m
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_does_not_depend_on_how_prompts_are_divided(kind: str, folders: dict[str, Path]) -> None:
-    """Neither results nor gradients; of a divided reading only the results are kept for the backward pass."""
+    """Neither results nor gradients. What is not kept for the backward pass is run again there."""
     recommender = load(folders[kind], lora_dropout=0).double().train()
-    rows, found = prompts(recommender), []
-    for tokens_per_batch in (1, 90, 8_192):
+    rows, found, runs = prompts(recommender), [], []
+    recommender.llm.base_model.register_forward_pre_hook(
+        lambda layer, given, kwargs: runs.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    for tokens_per_batch, tokens_kept, share_again in (
+        (1, 0, 1),
+        (90, 0, 1),
+        (90, 400, None),
+        (1, 8_192, 0),
+        (8_192, 0, 0),
+    ):
         recommender.zero_grad()
-        preference_BD, loss, count = recommender.read(rows, tokens_per_batch=tokens_per_batch)
+        runs.clear()
+        preference_BD, loss, count = recommender.read(rows, tokens_per_batch=tokens_per_batch, tokens_kept=tokens_kept)
         (loss / count + preference_BD.square().sum()).backward()  # type: ignore[no-untyped-call]
+        again = sum(runs) / len(rows) - 1
+        assert 0 < again < 1 if share_again is None else again == share_again
         gradients = [p.grad.clone() for p in recommender.parameters() if p.grad is not None]
         found.append([preference_BD.detach(), loss.detach(), torch.tensor(count), *gradients])
     for other in found[1:]:

@@ -112,6 +112,7 @@ class AlignmentBatch(PackedPair):
     Prefixes are what stands before an entry of a history, as an instance whose target is that entry: first those of
     items (prefix_item_P, the entry before the target, prefix_title_P, its title), then of records (prefix_record_Q,
     prefix_watched_Q, prefix_answer_Q, what was chosen), with user and key of both, P then Q.
+    negative_N: texts drawn beside the targets.
     """
 
     item_position_T: Tensor
@@ -129,6 +130,8 @@ class AlignmentBatch(PackedPair):
     prefix_answer_Q: Tensor
     prefix_user: Tensor
     prefix_key: Tensor
+    negative_N: Tensor
+    negative_key_N: Tensor
 
     @classmethod
     def of(cls, instances: InstanceBatch) -> Self:
@@ -161,6 +164,8 @@ class AlignmentBatch(PackedPair):
             instances.answer[record_Q],
             instances.user[np.concatenate([owner_P, owner_Q])],
             instances.text_key[target],
+            instances.negative,
+            instances.text_key[instances.negative],
         )
         return cls(
             _packed(packed.items, row_U), _packed(packed.records, row_U), *(torch.from_numpy(each) for each in columns)

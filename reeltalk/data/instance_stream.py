@@ -21,29 +21,37 @@ from reeltalk.data.diversification import (
     two_of_the_hottest,
 )
 from reeltalk.data.histories import Happened, Histories, Windows, target_windows
-from reeltalk.data.instances import InstanceBatch, Targets, Words, told
-from reeltalk.data.ragged import Ints
+from reeltalk.data.instances import Drawn, InstanceBatch, Targets, Words, told
+from reeltalk.data.pool import CommentPool
+from reeltalk.data.ragged import Ints, ranges
+from reeltalk.data.raw import DAY
 from reeltalk.errors import DataError
 
-_ORDER, _INSTANCE, _POSITIONS = range(3)  # streams of random numbers that must not meet
+_ORDER, _INSTANCE, _POSITIONS, _, _NEGATIVES = range(5)  # streams of random numbers that must not meet
 
 
 @dataclass(frozen=True)
 class Instances:
     """The training targets of both tasks, and the histories that they are predicted from.
 
-    created: since when comments exist, from id 0 on. length: entries of each history. num_positions: rows of a position
-    table, at least `length`; where equal, entries stand in order, as without drawn positions. record_comments: of a
-    record's distinct comments so many are used, the last ones.
+    pool: comments by item, and since when they exist. item_created: since when items exist, rising. length: entries of
+    each history. num_positions: rows of a position table, at least `length`; where equal, entries stand in order, as
+    without drawn positions. record_comments: of a record's distinct comments so many are used, the last ones.
+    num_negatives: texts drawn to be told apart from the targets: for an item target titles of items that existed, of
+    the last `active_days` where given; for each record of the train split, the target's too, others' comments under
+    its item.
     """
 
     histories: Histories
     words: Words
-    created: Ints
+    pool: CommentPool
+    item_created: Ints
     diversification: Diversification
     length: int = 20
     num_positions: int = 50
     record_comments: int = 3
+    num_negatives: int = 0
+    active_days: float | None = None
     seed: int = 0
 
     @classmethod
@@ -58,24 +66,28 @@ class Instances:
         entry_probability: float = 0.3,
         with_comments: bool = True,
         any_comments: bool = False,
+        num_negatives: int = 0,
+        active_days: float | None = None,
         seed: int = 0,
     ) -> Self:
         """The instances of a dataset; the defaults are the paper's and its reference implementation's.
 
         `any_comments`: what is added to a history are an item's comments at random, not its hot ones.
         """
-        created = dataset.comments["created"].to_numpy().astype(np.int64)
         hot = HotComments.any_of(dataset, seed=seed) if any_comments else HotComments.of(dataset)
         histories = Histories.of(dataset)
         return cls(
             histories if with_comments else histories.without_comments(),
             Words.of(dataset),
-            np.concatenate([np.zeros(1, np.int64), created]),
+            CommentPool.of(dataset),
+            dataset.items["created"].to_numpy().astype(np.int64),
             # without comments there is nothing to tell in two ways
             Diversification(hot, history_probability if with_comments else 0.0, entry_probability),
             length=length,
             num_positions=num_positions,
             record_comments=record_comments,
+            num_negatives=num_negatives,
+            active_days=active_days,
             seed=seed,
         )
 
@@ -92,7 +104,7 @@ class Instances:
         items = Targets(row, histories.item[row], np.zeros_like(row))
         record = np.repeat(np.arange(len(histories.record_item)), np.diff(histories.comment_offsets))
         is_target = histories.record_split[record] == Split.TRAIN
-        is_target &= self.created[histories.comment] < histories.start[record]
+        is_target &= self.pool.created[histories.comment] < histories.start[record]
         row, comment = np.unique(np.stack([record, histories.comment])[:, is_target], axis=1)
         has_text = self.words.has_text(comment)
         comments = Targets(row[has_text], histories.record_item[row[has_text]], comment[has_text])
@@ -137,14 +149,47 @@ class Instances:
             items,
             records,
             answers,
+            drawn=self._drawn(targets, windows, place),
             histories=self.histories,
             words=self.words,
             positions=self._positions(step),
         )
 
+    def _drawn(self, targets: Targets, windows: Windows, place: Ints) -> Drawn:
+        """Negatives of a step's instances; what the same record chose is none."""
+        items, comments = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for index, at in enumerate(place.tolist() if self.num_negatives else ()):
+            rng = np.random.default_rng([self.seed, _NEGATIVES, at])
+            record = np.arange(windows.other_begin[index], windows.other_end[index])
+            record = record[self.histories.record_split[record] == Split.TRAIN]
+            if targets.comment[index]:
+                record = np.append(record, targets.row[index])
+            else:
+                items.append(self._items_before(windows.request[index], targets.item[index], rng))
+            comments.append(self._others_under(record, windows.user[index], rng))
+        return Drawn(np.concatenate(items), np.concatenate(comments))
+
+    def _items_before(self, moment: int, target: int, rng: np.random.Generator) -> Ints:
+        last = int(np.searchsorted(self.item_created, moment, side="right"))
+        first = 0
+        if self.active_days is not None:
+            first = int(np.searchsorted(self.item_created, moment - int(self.active_days * DAY)))
+        ids = 1 + rng.integers(first, last, self.num_negatives if first < last else 0)
+        kept: Ints = ids[ids != target]
+        return kept
+
+    def _others_under(self, record: Ints, user: int, rng: np.random.Generator) -> Ints:
+        histories = self.histories
+        item, start = histories.record_item[record], histories.start[record]
+        drawn = self.pool.sample(item, start, np.full_like(item, user), count=self.num_negatives, rng=rng)
+        first, last = histories.comment_offsets[record], histories.comment_offsets[record + 1]
+        return drawn[~np.isin(drawn, histories.comment[ranges(first, last)])]
+
     def _answer(self, record: Happened, sides: Sides) -> int:
         """The last comment of a record that existed when it began, if the SR side is told of it; else 0."""
-        existing = [each for each in record.comments if self.created[each] < record.time and each in sides.sequential]
+        existing = [
+            each for each in record.comments if self.pool.created[each] < record.time and each in sides.sequential
+        ]
         return existing[-1] if existing else 0
 
     def _order(self, place: Ints) -> Ints:

@@ -77,8 +77,8 @@ class InstanceBatch:
     instance i; in place of ids stand rows of `texts`. windows: their whole histories, with item events as anchor in
     both tasks. positions: what rows of both position tables the entries stand on, int64 [2, length]. is_item (bool),
     user (user_id), watched and target (rows of `texts`; watched 0 in the item task): [T]. answer: what was chosen in
-    each record, a row of `texts`, 0 where the SR side is not told of it. text_key: [texts], equal where texts are, on
-    any process.
+    each record, a row of `texts`, 0 where the SR side is not told of it. negative: what was drawn beside the targets,
+    rows of `texts`. text_key: [texts], equal where texts are, on any process.
     """
 
     instances: list[Instance]
@@ -91,7 +91,15 @@ class InstanceBatch:
     watched: Ints
     target: Ints
     answer: Ints
+    negative: Ints
     text_key: Ints
+
+
+class Drawn(NamedTuple):
+    """Negatives that were drawn: item ids (their titles are meant) and comment ids."""
+
+    items: Ints
+    comments: Ints
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ def told(
     records: list[Sides],
     answers: list[int],
     *,
+    drawn: Drawn,
     histories: Histories,
     words: Words,
     positions: Ints,
@@ -126,9 +135,9 @@ def told(
     """
     item_rows, record_rows = ranges(windows.begin, windows.end), ranges(windows.other_begin, windows.other_end)
     seen, talked = histories.item[item_rows].tolist(), histories.record_item[record_rows].tolist()
-    title = _texts(words.titles, chain(seen, talked, targets.item.tolist()))
+    title = _texts(words.titles, chain(seen, talked, targets.item.tolist(), drawn.items.tolist()))
     used = (each for sides in chain(items, records) for side in sides for each in side)
-    comment = _texts(words.comments, chain(used, targets.comment.tolist()))
+    comment = _texts(words.comments, chain(used, targets.comment.tolist(), drawn.comments.tolist()))
     item_offsets = offsets_of([0, *(windows.end - windows.begin)])
     record_offsets = offsets_of([0, *(windows.other_end - windows.other_begin)])
     item_entries = _entries(histories.time[item_rows], seen, items, item_offsets, title, comment)
@@ -153,6 +162,9 @@ def told(
         "watched": row(instance.watched or NO_TEXT for instance in instances),
         "target": row(instance.target for instance in instances),
         "answer": row(comment[answer] for answer in answers),
+        "negative": row(
+            filter(None, [*(title[item] for item in drawn.items), *(comment[each] for each in drawn.comments)])
+        ),
     }
     texts = list(row.of)
     return InstanceBatch(

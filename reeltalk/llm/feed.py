@@ -133,5 +133,7 @@ def instances_of(dataset: Dataset, settings: AlignSettings) -> Instances:
         entry_probability=data.entry_probability,
         with_comments=data.comments,
         any_comments=data.hot_comments == "random",
+        num_negatives=data.num_negatives,
+        active_days=data.active_days,
         seed=settings.train.seed,
     )

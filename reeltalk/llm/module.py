@@ -95,15 +95,19 @@ class AlignModule(StageModule):
         llm = self.llm
         assert llm is not None
         tokens = self.settings.tokens_per_batch or (_TOKENS_ON_GPU if llm.device.type == "cuda" else _TOKENS_ON_CPU)
+        kept = self.settings.tokens_kept
         if example.text_UE is None:
-            text_UE = llm.text_vectors(example.text_ids, tokens_per_batch=tokens)
+            text_UE = llm.text_vectors(example.text_ids, tokens_per_batch=tokens, tokens_kept=kept)
+            kept -= sum(len(ids) for ids in example.text_ids)
         else:
             text_UE = example.text_UE
         terms: Terms = {}
         supplemental_TD = text_UE.new_zeros(len(batch.user_T), self.recommender.settings.dim)
         if example.prompts:
             with_targets = self.weights["lm"] > 0
-            supplemental_TD, loss, count = llm.read(example.prompts, tokens_per_batch=tokens, with_targets=with_targets)
+            supplemental_TD, loss, count = llm.read(
+                example.prompts, tokens_per_batch=tokens, tokens_kept=kept, with_targets=with_targets
+            )
             terms = {"lm": (loss, count)} if with_targets else {}
         found = alignment_objective(self.recommender, batch, text_UE, supplemental_TD)
         if not example.prompts:

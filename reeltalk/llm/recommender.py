@@ -104,13 +104,14 @@ class LLMRecommender(nn.Module):
         return torch.stack(losses).sum(), len(target_N)
 
     def read(
-        self, prompts: Sequence[Prompt], *, tokens_per_batch: int, with_targets: bool = True
+        self, prompts: Sequence[Prompt], *, tokens_per_batch: int, tokens_kept: int = 0, with_targets: bool = True
     ) -> tuple[Tensor, Tensor, int]:
         """Eq 9 and 13 of any number of prompts: preferences [B, D], the loss in sum, the number of target tokens.
 
-        They go through the LLM in order of length, about `tokens_per_batch` tokens at a time. Of more than one such
-        batch nothing is kept but the results: the backward pass runs each again. So memory does not grow with the
-        prompts, and nothing depends on how they are divided.
+        They go through the LLM in order of length, about `tokens_per_batch` tokens at a time. Of the first batches, up
+        to `tokens_kept` tokens, what the backward pass needs is kept; of the others nothing but the results, and the
+        backward pass runs them again. So memory does not grow with the prompts, and nothing depends on how they are
+        divided.
         """
         lengths = [len(prompt.ids) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
@@ -122,12 +123,15 @@ class LLMRecommender(nn.Module):
             loss, count = self.target_loss(hidden_BTE, batch) if with_targets else (preference_BD.new_zeros(()), 0)
             return preference_BD, loss, torch.tensor(count)
 
-        found = self._in_batches(run, _batches(order, lengths, tokens_per_batch))
+        batches = _batches(order, lengths, tokens_per_batch)
+        found = self._in_batches(run, batches, num_kept=_num_kept(batches, lengths, tokens_kept))
         preference_BD, loss, count = (list(each) for each in zip(*found, strict=True))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         return F.embedding(back, torch.cat(preference_BD)), torch.stack(loss).sum(), int(torch.stack(count).sum())
 
-    def text_vectors(self, ids: Sequence[Sequence[int] | Ints], *, tokens_per_batch: int) -> Tensor:
+    def text_vectors(
+        self, ids: Sequence[Sequence[int] | Ints], *, tokens_per_batch: int, tokens_kept: int = 0
+    ) -> Tensor:
         """LLM(x) of stage 1: the mean of the last hidden states over a text's tokens, [texts, E], with gradient.
 
         A model of the BERT family, causal where it reads prompts, reads texts both ways, as `load_encoder` has it.
@@ -143,21 +147,25 @@ class LLMRecommender(nn.Module):
         def run(rows: list[int]) -> Tensor:
             return self._means([texts[row] for row in rows])
 
-        vectors = self._in_batches(run, _batches(order, lengths, tokens_per_batch))
+        batches = _batches(order, lengths, tokens_per_batch)
+        vectors = self._in_batches(run, batches, num_kept=_num_kept(batches, lengths, tokens_kept))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         vectors = [torch.zeros(0, self.width, device=self.device), *vectors]
         return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
 
-    def _in_batches(self, run: Callable[[list[int]], Result], batches: Sequence[list[int]]) -> list[Result]:
-        """The result of each batch; where there are several, each is run again in the backward pass."""
+    def _in_batches(
+        self, run: Callable[[list[int]], Result], batches: Sequence[list[int]], *, num_kept: int
+    ) -> list[Result]:
+        """The result of each batch; those behind the first `num_kept` are run again in the backward pass."""
         if len(batches) == 1 or not torch.is_grad_enabled():
-            return [run(batch) for batch in batches]
+            num_kept = len(batches)
         # a tensor among the arguments tells which device's random state the second run must start from
         place = self.preference_adapter.weight
-        return [
-            cast(Result, checkpoint(lambda _, rows: run(rows), place, rows, use_reentrant=False)) for rows in batches
-        ]
+        results = [run(rows) for rows in batches[:num_kept]]
+        for rows in batches[num_kept:]:
+            results.append(cast(Result, checkpoint(lambda _, rows: run(rows), place, rows, use_reentrant=False)))
+        return results
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
         padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
@@ -244,6 +252,12 @@ class LLMRecommender(nn.Module):
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
+
+
+def _num_kept(batches: Sequence[Sequence[int]], lengths: Sequence[int], tokens_kept: int) -> int:
+    """How many of the first batches hold no more tokens than that, padding included."""
+    tokens = np.cumsum([len(rows) * lengths[rows[-1]] for rows in batches])
+    return int(np.searchsorted(tokens, tokens_kept, side="right"))
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

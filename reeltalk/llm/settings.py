@@ -24,6 +24,14 @@ class AlignDataSettings(Section):
         "hot", description="what diversification adds: an item's hot comments, or any of its comments"
     )
     comments: bool = Field(True, description="off: titles alone, item task alone")
+    num_negatives: int = Field(
+        0,
+        ge=0,
+        description="drawn beside the batch's for eq 14: comments of each watched item, items; 0: as in the paper",
+    )
+    active_days: float | None = Field(
+        None, gt=0, description="items drawn are those created within so many days before the target; None: any"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -61,6 +69,11 @@ class AlignTrainSettings(TrainerSettings):
     warm_learning_rate: float = Field(2e-3, gt=0)
     tokens_per_batch: int | None = Field(
         None, gt=0, description="what goes through the LLM at once; bounds memory, changes dropout's draws alone"
+    )
+    tokens_kept: int = Field(
+        32_768,
+        ge=0,
+        description="of a step, whose activations stay in memory for the backward pass; what is more is run again",
     )
     max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
 

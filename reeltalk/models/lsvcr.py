@@ -194,6 +194,7 @@ class LSVCR(Recommender):
             F.embedding(batch.target_T, text_UD),
             torch.cat(prefixes),
             F.embedding(torch.cat([batch.prefix_title_P, batch.prefix_answer_Q]), text_UD),
+            F.embedding(batch.negative_N, text_UD),
         )
 
     def _text(self, text_UE: Tensor) -> Tensor:
@@ -316,7 +317,7 @@ class AlignmentStep:
 
     preference_TD: s, by F_o of the instance's task over the history that the task predicts; other_TD: by the same F_o
     over the other history (eq 12); target_TD: e = LLM(T) (eq 14). prefix_XD and prefix_target_XD: s and e of eq 14 with
-    an entry of a history as target.
+    an entry of a history as target. negative_ND: vectors of the drawn negatives.
     """
 
     preference_TD: Tensor
@@ -324,6 +325,7 @@ class AlignmentStep:
     target_TD: Tensor
     prefix_XD: Tensor
     prefix_target_XD: Tensor
+    negative_ND: Tensor
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from reeltalk.config import load_settings
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
+from reeltalk.data.pool import CommentPool
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.models import build, model_spec
 from reeltalk.models.candidate_features import CandidateFeatures
 from reeltalk.models.recommender import Recommender
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
-from reeltalk.training.feed import CommentPool, Feed
+from reeltalk.training.feed import Feed
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 
 WEIGHTS = "model.safetensors"
