@@ -84,14 +84,11 @@ def slow_caser(weights: Weights, before: list[ItemEvent], moment: int) -> Vector
             places = range(window - height + 1)
             products = [filters[k] @ np.concatenate(image[i : i + height]) + bias[k] for i in places]
             horizontal.append(max(max(product, 0.0) for product in products))
-    mixtures = [np.sum([share * e for share, e in zip(row, image, strict=True)], axis=0) for row in vertical(weights)]
-    by_feature = np.stack(mixtures, axis=1).reshape(-1)
-    z = weights["merge.weight"] @ np.concatenate([horizontal, by_feature]) + weights["merge.bias"]
+    vertical = [
+        np.sum([share * e for share, e in zip(row, image, strict=True)], axis=0) for row in weights["vertical.weight"]
+    ]
+    z = weights["merge.weight"] @ np.concatenate([horizontal, *vertical]) + weights["merge.bias"]
     return np.append(np.maximum(z, 0), 1.0)
-
-
-def vertical(weights: Weights) -> Vector:
-    return weights["vertical.weight"]
 
 
 # HSTU -----------------------------------------------------------------------------------------------------------------

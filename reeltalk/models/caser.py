@@ -65,21 +65,33 @@ class Caser(Recommender):
 
     def _windows(self, history: PackedHistory) -> Tensor:
         """The last items up to each entry, oldest first, zeros where there are fewer: [R, L, W, D]."""
-        back_W = torch.arange(self.settings.window - 1, -1, -1, device=history.item_RL.device)
-        x_RLD = self.item_embedding(history.item_RL)
-        padded_RLD = F.pad(x_RLD, (0, 0, len(back_W) - 1, 0))
+        window = self.settings.window
+        back_W = torch.arange(window - 1, -1, -1, device=history.item_RL.device)
         is_there_RLW = history.position_RL[..., None] >= back_W
-        return padded_RLD.unfold(1, len(back_W), 1).transpose(2, 3) * is_there_RLW[..., None]
+        item_RLW = F.pad(history.item_RL, (window - 1, 0)).unfold(1, window, 1)
+        item_RLW = torch.where(is_there_RLW, item_RLW, 0)  # nothing of what stands beside a history
+        x_RLWD: Tensor = self.item_embedding(item_RLW)
+        return x_RLWD * is_there_RLW[..., None]
 
     def _horizontal(self, window_RLWD: Tensor) -> Tensor:
-        """Eq 3 to 5: every filter at every place of the window, and the best place of each: [R, L, W * F]."""
-        best = []
-        for height, filters in enumerate(self.horizontal, start=1):
-            place_RLPX = window_RLWD.unfold(2, height, 1).transpose(3, 4).flatten(3)
-            best.append(filters(place_RLPX).amax(dim=2).relu())  # the best of what ReLU leaves
-        return torch.cat(best, dim=-1)
+        """Eq 3 to 5: every filter at every place of the window, and the best place of each: [R, L, W * F].
+
+        One product for all: a filter at a place is a row that has zeros for the items beside it.
+        """
+        window, dim = window_RLWD.shape[2:]
+        rows, biases, places = [], [], []
+        for filters in self.horizontal:
+            assert isinstance(filters, nn.Linear)
+            height = filters.in_features // dim
+            places.append(window - height + 1)
+            for place in range(places[-1]):
+                rows.append(F.pad(filters.weight, (place * dim, (window - height - place) * dim)))
+                biases.append(filters.bias)
+        product_RLX = F.linear(window_RLWD.flatten(2), torch.cat(rows), torch.cat(biases))
+        parts = product_RLX.split([count * self.settings.num_horizontal for count in places], dim=-1)
+        best = [part.unflatten(-1, (count, -1)).amax(dim=2) for part, count in zip(parts, places, strict=True)]
+        return torch.cat(best, dim=-1).relu()  # the best of what is left by ReLU is ReLU of the best
 
     def _vertical(self, window_RLWD: Tensor) -> Tensor:
-        """Eq 6 to 8: weighted sums of the window's items: [R, L, D * F]."""
-        sum_RLDF: Tensor = self.vertical(window_RLWD.transpose(2, 3))
-        return sum_RLDF.flatten(2)
+        """Eq 6 to 8: weighted sums of the window's items: [R, L, F * D]."""
+        return torch.matmul(self.vertical.weight, window_RLWD).flatten(2)

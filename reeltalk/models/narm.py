@@ -128,4 +128,4 @@ def _blocks(query_TGH: Tensor, position_P: Tensor, other_P: Tensor) -> zip[tuple
 
 
 def _sigmoid(query_TGH: Tensor, key_TGH: Tensor, t_B: Tensor, j_B: Tensor) -> Tensor:
-    return query_TGH[t_B].add_(key_TGH[j_B]).sigmoid_()
+    return query_TGH.index_select(0, t_B).add_(key_TGH.index_select(0, j_B)).sigmoid_()
