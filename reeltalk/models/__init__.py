@@ -29,7 +29,8 @@ class ModelSpec:
 
     `make(settings, title_vectors [N + 1, E], known_items bool [N + 1], history_length)`. A model that does not read
     text gets vectors of width 0; known items are those with a training event. A model that is not personal gives all
-    users the same preference. One of the comment task that does not see what is watched has the same under each item.
+    users the same preference. One of the comment task that does not see what is watched has the same under each item;
+    item events need not be in the batch for one that does not read them.
     """
 
     settings: type[BaseModel]
@@ -39,6 +40,7 @@ class ModelSpec:
     paper: str
     is_personal: bool = True
     sees_watched: bool = True
+    reads_items: bool = True
 
 
 def _sasrec(settings: SASRecSettings, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
@@ -49,25 +51,34 @@ def _lsvcr(settings: LSVCRSettings, title_vectors_NE: Tensor, known_N: Tensor, h
     return LSVCR(settings, title_vectors_NE=title_vectors_NE, known_N=known_N, history_length=history_length)
 
 
-def _of_comments(model: Callable[..., Recommender]) -> Callable[..., Recommender]:
+def _of_comments(
+    settings: type[BaseModel],
+    model: Callable[..., Recommender],
+    paper: str,
+    *,
+    personal: bool = True,
+    watched: bool = True,
+) -> ModelSpec:
+    """A model of the comment task that reads records alone."""
+
     def make(settings: BaseModel, title_vectors_NE: Tensor, known_N: Tensor, history_length: int) -> Recommender:
         return model(settings, title_vectors_NE=title_vectors_NE, history_length=history_length)
 
-    return make
+    return ModelSpec(
+        settings, make, ("comment",), True, paper, is_personal=personal, sees_watched=watched, reads_items=False
+    )
 
 
 MODELS: dict[str, ModelSpec] = {
-    "att": ModelSpec(ATTSettings, _of_comments(ATT), ("comment",), True, "NAML, arXiv 1907.05576", sees_watched=False),
-    "dssm": ModelSpec(DSSMSettings, _of_comments(DSSM), ("comment",), True, "CIKM 2013", is_personal=False),
-    "gru": ModelSpec(GRUSettings, _of_comments(GRU), ("comment",), True, "arXiv 1406.1078", sees_watched=False),
+    "att": _of_comments(ATTSettings, ATT, "NAML, arXiv 1907.05576", watched=False),
+    "dssm": _of_comments(DSSMSettings, DSSM, "CIKM 2013", personal=False),
+    "gru": _of_comments(GRUSettings, GRU, "arXiv 1406.1078", watched=False),
     "lsvcr": ModelSpec(LSVCRSettings, _lsvcr, ("item", "comment"), True, "arXiv 2403.13574, section 4.1"),
-    "mha": ModelSpec(MHASettings, _of_comments(MHA), ("comment",), True, "NRMS, EMNLP 2019", sees_watched=False),
+    "mha": _of_comments(MHASettings, MHA, "NRMS, EMNLP 2019", watched=False),
     "sasrec": ModelSpec(SASRecSettings, _sasrec, ("item",), False, "arXiv 1808.09781"),
-    "tem": ModelSpec(TEMSettings, _of_comments(TEM), ("comment",), True, "arXiv 2005.08936"),
-    "unisrec_c": ModelSpec(
-        UniSRecCSettings, _of_comments(UniSRecC), ("comment",), True, "arXiv 2206.05941", sees_watched=False
-    ),
-    "zam": ModelSpec(ZAMSettings, _of_comments(ZAM), ("comment",), True, "arXiv 1908.11322"),
+    "tem": _of_comments(TEMSettings, TEM, "arXiv 2005.08936"),
+    "unisrec_c": _of_comments(UniSRecCSettings, UniSRecC, "arXiv 2206.05941", watched=False),
+    "zam": _of_comments(ZAMSettings, ZAM, "arXiv 1908.11322"),
 }
 
 

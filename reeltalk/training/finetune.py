@@ -17,7 +17,8 @@ from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import start_from, start_settings
-from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
+from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
+from reeltalk.training.texts import trained_texts
 from reeltalk.training.trainer import CHECKPOINTS, fit
 
 
@@ -27,7 +28,8 @@ def finetune(
     """Train a model for one task and write its folder; run again after an interruption, it goes on where it was.
 
     `aligned`, a folder that `reeltalk align` wrote, is what it starts from; `text` was then encoded by it. The weights
-    kept are those of the epoch with the best validation value. Raises ArtifactError where `out` holds something else or
+    kept are those of the epoch with the best validation value. With `text.trained_encoder` the folder also holds the
+    encoder and its own text vectors. Raises ArtifactError where `out` holds something else or
     a run with other settings, or text or start do not belong together, ConfigError where the model reads text and there
     is none, DataError where the dataset has nothing to learn the task from.
     """
@@ -39,6 +41,9 @@ def finetune(
     system = System.new(dataset, text=text, settings=settings)
     if aligned is not None:
         parents["aligned"] = start_from(system, aligned)
+    texts = trained_texts(dataset, text, settings)
+    if texts is not None:
+        system.train_texts(texts)
     windows = system.training_windows()
     module = FinetuneModule(system, windows)
     config = settings.model_dump(mode="json")
@@ -71,12 +76,15 @@ def _finish(
     text: TextTable | None,
 ) -> None:
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-    prefix = "system."
-    save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
+    module.load_state_dict(weights)
+    own = {name: value for name, value in module.system.state_dict().items() if not name.startswith(TEXTS)}
+    save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)
+    if module.system.texts is not None:
+        text = module.system.texts.encoder.finish(dataset, out)
     shutil.rmtree(out / CHECKPOINTS)
     facts = {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
-        "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in module.system.own_parameters()),
         "seconds": round(module.seconds, 1),
         "peak_bytes": peak_bytes(),
         "dataset": str(dataset.path.resolve()),
