@@ -114,7 +114,7 @@ def zam(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
 
 def tem(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
     positions = w["positions.weight"]
-    query = np.tanh(linear(w, "query", log.titles[item])) + positions[0]
+    query: Vector = np.tanh(linear(w, "query", log.titles[item])) + positions[0]
     entries = [x + positions[1 + place] for place, x in enumerate(records_of(w, log, past, embedded))]
     for layer in range(2):
         name = f"encoder.layers.{layer}"

@@ -103,6 +103,18 @@ class Histories:
             comment=none,
         )
 
+    def without_items(self) -> Self:
+        """Comment records alone."""
+        none = np.zeros(0, np.int64)
+        return replace(
+            self,
+            item_offsets=np.zeros_like(self.item_offsets),
+            item=none,
+            time=none,
+            hot_comment=none,
+            item_split=none,
+        )
+
     @property
     def num_users(self) -> int:
         return len(self.item_offsets) - 2

@@ -24,6 +24,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.instances import Entry
 from reeltalk.data.ragged import Ints
 from reeltalk.errors import ConfigError
+from reeltalk.text.batches import pad_right
 from reeltalk.text.encoder import CHARACTERS_PER_TOKEN
 
 Language = Literal["en", "zh"]
@@ -79,16 +80,6 @@ class TokenBatch:
     def is_target_BT(self) -> Tensor:
         """True at the tokens of the targets."""
         return self.mask_BT & (torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device) > self.last_B[:, None])
-
-
-def pad_right(rows: Sequence[Ints], *, multiple: int, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T], 0 at padding, and which of them are tokens; T is a multiple, though at most `max_tokens`."""
-    lengths = np.array([len(row) for row in rows])
-    longest = int(lengths.max(initial=1))
-    mask = np.arange(max(longest, min(-(-longest // multiple) * multiple, max_tokens))) < lengths[:, None]
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(rows)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 class _Template(BaseModel):

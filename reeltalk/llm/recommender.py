@@ -12,9 +12,9 @@ Shape suffixes: B prompts, T tokens, E width of the LLM, D width of a preference
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,16 +28,15 @@ from reeltalk.artifacts import write_json
 from reeltalk.data.ragged import Ints
 from reeltalk.errors import ArtifactError
 from reeltalk.llm.causal_lm import LLMSettings, add_lora, both_ways, load_causal_lm, logits
-from reeltalk.llm.prompts import Prompt, TokenBatch, end_token, pad_right
+from reeltalk.llm.prompts import Prompt, TokenBatch, end_token
 from reeltalk.losses import widened
+from reeltalk.text.batches import TEXT_STEP, by_length, distinct_vectors, num_kept, pad_right, run_batches
 
 RECOMMENDER = "recommender.json"
 LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where peft itself looks for them
 PREFERENCE = "preference_adapter.safetensors"
 _PEFT = "base_model."  # what the keys begin with there
-Result = TypeVar("Result")
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
-_TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
 
 
 class LLMRecommender(nn.Module):
@@ -114,7 +113,7 @@ class LLMRecommender(nn.Module):
         divided.
         """
         lengths = [len(prompt.ids) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lengths.__getitem__)
+        batches = by_length(lengths, tokens_per_batch=tokens_per_batch)
 
         def run(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             batch = TokenBatch.of([prompts[row] for row in rows], max_tokens=self.max_tokens).to(self.device)
@@ -123,10 +122,11 @@ class LLMRecommender(nn.Module):
             loss, count = self.target_loss(hidden_BTE, batch) if with_targets else (preference_BD.new_zeros(()), 0)
             return preference_BD, loss, torch.tensor(count)
 
-        batches = _batches(order, lengths, tokens_per_batch)
-        found = self._in_batches(run, batches, num_kept=_num_kept(batches, lengths, tokens_kept))
+        found = run_batches(
+            run, batches, num_kept=num_kept(batches, lengths, tokens_kept), place=self.preference_adapter.weight
+        )
         preference_BD, loss, count = (list(each) for each in zip(*found, strict=True))
-        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        back = torch.from_numpy(np.argsort([row for batch in batches for row in batch])).to(self.device)
         return F.embedding(back, torch.cat(preference_BD)), torch.stack(loss).sum(), int(torch.stack(count).sum())
 
     def text_vectors(
@@ -138,37 +138,17 @@ class LLMRecommender(nn.Module):
         Texts of the same tokens go through the LLM once, batched as in `read`. A text without tokens gives zeros. The
         ids are those of `text.encoder.tokenize`.
         """
-        distinct: dict[bytes, int] = {}
-        row_U = [distinct.setdefault(np.asarray(text, np.int64).tobytes(), len(distinct)) for text in ids]
-        texts = [np.frombuffer(tokens, np.int64) for tokens in distinct]
-        lengths = [len(text) for text in texts]
-        order = sorted(range(len(texts)), key=lengths.__getitem__)
-
-        def run(rows: list[int]) -> Tensor:
-            return self._means([texts[row] for row in rows])
-
-        batches = _batches(order, lengths, tokens_per_batch)
-        vectors = self._in_batches(run, batches, num_kept=_num_kept(batches, lengths, tokens_kept))
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        vectors = [torch.zeros(0, self.width, device=self.device), *vectors]
-        return F.embedding(torch.from_numpy(place[np.array(row_U, np.int64)]).to(self.device), torch.cat(vectors))
-
-    def _in_batches(
-        self, run: Callable[[list[int]], Result], batches: Sequence[list[int]], *, num_kept: int
-    ) -> list[Result]:
-        """The result of each batch; those behind the first `num_kept` are run again in the backward pass."""
-        if len(batches) == 1 or not torch.is_grad_enabled():
-            num_kept = len(batches)
-        # a tensor among the arguments tells which device's random state the second run must start from
-        place = self.preference_adapter.weight
-        results = [run(rows) for rows in batches[:num_kept]]
-        for rows in batches[num_kept:]:
-            results.append(cast(Result, checkpoint(lambda _, rows: run(rows), place, rows, use_reentrant=False)))
-        return results
+        return distinct_vectors(
+            self._means,
+            ids,
+            width=self.width,
+            tokens_per_batch=tokens_per_batch,
+            tokens_kept=tokens_kept,
+            place=self.preference_adapter.weight,
+        )
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
-        padded = pad_right(rows, multiple=_TEXT_STEP, max_tokens=self.max_tokens)
+        padded = pad_right(rows, multiple=TEXT_STEP, max_tokens=self.max_tokens)
         ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
         if self.is_made_causal:
             with self._autocast(), both_ways(self.llm):
@@ -252,19 +232,3 @@ class LLMRecommender(nn.Module):
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
-
-
-def _num_kept(batches: Sequence[Sequence[int]], lengths: Sequence[int], tokens_kept: int) -> int:
-    """How many of the first batches hold no more tokens than that, padding included."""
-    tokens = np.cumsum([len(rows) * lengths[rows[-1]] for rows in batches])
-    return int(np.searchsorted(tokens, tokens_kept, side="right"))
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Rows in order of length, as many at a time as `tokens_per_batch` has room for."""
-    batches: list[list[int]] = []
-    for row in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[row] > tokens_per_batch:
-            batches.append([])
-        batches[-1].append(row)
-    return batches

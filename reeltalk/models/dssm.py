@@ -46,7 +46,7 @@ class Tower(nn.Sequential):
                 nn.init.zeros_(part.bias)
 
     def forward(self, text_UE: Tensor) -> Tensor:
-        semantic_UD: Tensor = super().forward(text_UE.to(self[0].weight.dtype))
+        semantic_UD: Tensor = super().forward(text_UE.to(next(self.parameters()).dtype))  # type: ignore[no-untyped-call]
         return unit(semantic_UD)
 
 

@@ -79,12 +79,13 @@ class Whitening(nn.Module):
         self.linear = nn.Linear(width, num_experts * dim, bias=False)
 
     def forward(self, text_UE: Tensor) -> Tensor:
-        weight_GDE = self.linear.weight.unflatten(0, (self.num_experts, -1))
+        experts = self.num_experts
+        weight_GDE = self.linear.weight.view(experts, -1, self.shift_GE.shape[1])
         shift_GD = torch.einsum("ge,gde->gd", self.shift_GE, weight_GDE)
-        expert_UGD = self.linear(dropout(text_UE, self.dropout, training=self.training)).unflatten(
-            1, (self.num_experts, -1)
+        mapped_UGD: Tensor = self.linear(dropout(text_UE, self.dropout, training=self.training)).view(
+            len(text_UE), experts, -1
         )
-        return expert_UGD - shift_GD
+        return mapped_UGD - shift_GD
 
 
 class ExpertAdaptor(nn.Module):
@@ -102,4 +103,5 @@ class ExpertAdaptor(nn.Module):
         if self.training:
             gate_UG = gate_UG + torch.randn_like(gate_UG) * (F.softplus(self.noise(text_UE)) + NOISE_FLOOR)
         share_UG1 = gate_UG.softmax(dim=-1)[..., None]
-        return (self.experts(text_UE) * share_UG1).sum(1)
+        adapted_UD: Tensor = (self.experts(text_UE) * share_UG1).sum(1)
+        return adapted_UD

@@ -60,6 +60,7 @@ def load_checkpoint(
         tokenizer = transformers.AutoTokenizer.from_pretrained(**how)
         config = transformers.AutoConfig.from_pretrained(**how)
         is_made_causal = as_causal_lm and getattr(config, "is_decoder", None) is False
+        _without_dropout(config)
         if as_causal_lm:
             _set_up_decoder(config)
         model, loading = loader.from_pretrained(
@@ -109,9 +110,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool) -> tuple[Any, int]:
 
 
 def _set_up_decoder(config: Any) -> None:
-    """No token sees a later one, and no dropout but LoRA's: on attention weights it would need them all in memory."""
+    """No token sees a later one."""
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
+
+
+def _without_dropout(config: Any) -> None:
+    """No dropout but LoRA's, also in training: on attention weights it would need them all in memory."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)

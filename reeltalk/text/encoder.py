@@ -180,6 +180,8 @@ def encoder_of(
 
 def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut to `max_tokens`."""
+    if not texts:  # tokenizers take no empty list
+        return []
     ids: list[list[int]] = tokenizer(
         [text[: max_tokens * CHARACTERS_PER_TOKEN] for text in texts],
         truncation=True,

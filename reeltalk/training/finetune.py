@@ -18,7 +18,8 @@ from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule, Objective
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import start_from, start_settings
-from reeltalk.training.system import CONFIG, WEIGHTS, System, load_system
+from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
+from reeltalk.training.texts import trained_texts
 from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
 
 
@@ -28,15 +29,19 @@ def finetune(
     """Train a model for one task and write its folder; run again after an interruption, it goes on where it was.
 
     `start`, a folder that `reeltalk align` or `reeltalk pretrain` wrote, is what it starts from; `text` was then
-    encoded by the aligned model, or as for pre-training. Raises ArtifactError where `out` holds something else or a run
-    with other settings, or text or start do not belong together, ConfigError where the model reads text and there is
-    none or cannot start there, DataError where the dataset has nothing to learn the task from.
+    encoded by the aligned model, or as for pre-training. With `text.trained_encoder` the folder also holds the encoder
+    and its own text vectors. Raises ArtifactError where `out` holds something else or a run with other settings, or
+    text or start do not belong together, ConfigError where the model reads text and there is none or cannot start
+    there, DataError where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
     if start is not None:
         settings = start_settings(settings, start, text)
     system = System.new(dataset, text=text, settings=settings)
     parents = {} if start is None else start_from(system, start)
+    texts = trained_texts(dataset, text, settings)
+    if texts is not None:
+        system.train_texts(texts)
     train_system(system, out, kind="model", text=text, parents=parents)
     return load_system(out, dataset=dataset, text=text)
 
@@ -85,11 +90,14 @@ def train_system(
 def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint) -> dict[str, object]:
     """Keep the best weights; returns what is worth telling."""
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-    prefix = "system."
-    save_file({name.removeprefix(prefix): value.contiguous() for name, value in weights.items()}, out / WEIGHTS)
+    module.load_state_dict(weights)
+    own = {name: value for name, value in module.system.state_dict().items() if not name.startswith(TEXTS)}
+    save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)
+    if module.system.texts is not None:
+        module.system.texts.encoder.finish(module.system.dataset, out)
     return {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
-        "num_parameters": sum(parameter.numel() for parameter in module.system.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in module.system.own_parameters()),
         "seconds": round(module.seconds, 1),
         "peak_bytes": peak_bytes(),
     }

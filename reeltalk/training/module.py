@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,11 @@ class FinetuneModule(StageModule):
 
     def configure_optimizers(self) -> Any:
         train = self.settings
-        optimizer = torch.optim.AdamW(
-            self.system.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
-        )
+        parts: list[dict[str, Any]] = [{"params": self.system.own_parameters()}]
+        if self.system.texts is not None:
+            rate = self.system.settings.text.learning_rate
+            parts.append({"params": list(self.system.texts.parameters()), "lr": rate})
+        optimizer = torch.optim.AdamW(parts, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         if not train.warmup_steps:
             return optimizer
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=train.warmup_steps)
@@ -104,10 +107,10 @@ class FinetuneModule(StageModule):
         if self.objective is not None:
             assert isinstance(targets, ItemTargets)
             return self.objective(histories, targets)
-        recommender, regularise = self.system.recommender, self.settings.regularisation > 0
+        regularise = self.settings.regularisation > 0
         if isinstance(targets, ItemTargets):
-            return item_objective(recommender, histories, targets, regularise=regularise)
-        return comment_objective(recommender, self.system.features, histories, targets, regularise=regularise)
+            return item_objective(self.system.recommender, histories, targets, regularise=regularise)
+        return self.system.read(partial(comment_objective, regularise=regularise), histories, targets)
 
     def on_train_start(self) -> None:
         self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own

@@ -10,7 +10,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from reeltalk.data.batch import CommentTargets
 from reeltalk.data.dataset import Task
 from reeltalk.data.histories import target_windows
 from reeltalk.data.ragged import Ints, Ragged
@@ -106,8 +105,7 @@ class SystemRanker:
                 windows[start:stop], items[start:stop], candidates.rows(start, stop)
             )
             device = self._device()
-            on_device: CommentTargets = wanted.to(device)
-            score_BC, is_candidate_BC = comment_scores(system.recommender, system.features, batch.to(device), on_device)
+            score_BC, is_candidate_BC = system.read(comment_scores, batch.to(device), wanted.to(device))
             parts.append(score_BC[is_candidate_BC].cpu().numpy())
         return np.concatenate(parts)
 

@@ -89,7 +89,7 @@ def recommend_comments(
     batch, targets = feed.candidate_batch(windows, np.array([item_id]), candidates)
     device = next(system.parameters()).device
     with system.evaluating():
-        scores, _ = comment_scores(system.recommender, system.features, batch.to(device), targets.to(device))
+        scores, _ = system.read(comment_scores, batch.to(device), targets.to(device))
     best = scores[0].cpu().topk(min(k, len(comments)))
     return _best(comments, "comment_key", "text", best)
 

@@ -56,6 +56,18 @@ class TrainSettings(TrainerSettings):
     accumulate: int = Field(1, gt=0, description="batches a step is made of")
 
 
+class TextSettings(Section):
+    """Whether text vectors stay as they were encoded."""
+
+    trained_encoder: str | None = Field(
+        None, description="comment task: the encoder that made --text, named as for encode, to train with the model"
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="of the trained encoder")
+    tokens_per_batch: int | None = Field(
+        None, ge=1, description="tokens at once through the trained encoder; default: what is fast on the device"
+    )
+
+
 class FinetuneSettings(Section):
     """All of a fine-tuning run; `finetune_settings` gives the class whose section `model` is that of one model."""
 
@@ -63,6 +75,7 @@ class FinetuneSettings(Section):
     task: Task
     model: BaseModel
     data: DataSettings = DataSettings()
+    text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from reeltalk.artifacts import Manifest, read_manifest, require_parent
 from reeltalk.config import load_settings
+from reeltalk.data.batch import Batch, CommentTargets
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
@@ -24,11 +27,16 @@ from reeltalk.models.candidate_features import CandidateFeatures
 from reeltalk.models.recommender import Recommender
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
+from reeltalk.text.trained import TEXT
 from reeltalk.training.feed import Feed
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
+from reeltalk.training.texts import TrainedTexts
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
+TEXTS = "texts."  # what the names of a trained text encoder's weights begin with
+Result = TypeVar("Result")
+Reader = Callable[[Recommender, CandidateFeatures | None, Batch, CommentTargets], Result]
 
 
 class System(nn.Module):
@@ -49,6 +57,7 @@ class System(nn.Module):
         self.feed = feed
         self.dataset = dataset
         self.settings = settings
+        self.texts: TrainedTexts | None = None  # while the text encoder learns too
         self._item_vectors: Tensor | None = None
 
     @classmethod
@@ -69,6 +78,8 @@ class System(nn.Module):
                     "data.comments=false leaves the comment task without targets; it is for the item task"
                 )
             histories = histories.without_comments()
+        if is_comment and "items" not in spec.reads:
+            histories = histories.without_items()
         known = np.zeros(dataset.num_items + 1, np.bool_)
         known[histories.item[histories.item_split == Split.TRAIN]] = True
         recommender = build(
@@ -97,6 +108,27 @@ class System(nn.Module):
             torch.manual_seed(settings.train.seed)
             features = CandidateFeatures() if with_features else None
         return cls(recommender, features, feed=feed, dataset=dataset, settings=settings)
+
+    def train_texts(self, texts: TrainedTexts) -> None:
+        """From now on text vectors come from an encoder that learns."""
+        self.texts = texts
+        self.feed = replace(self.feed, text=TextLookup.nothing(self.dataset))
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """All but a text encoder's."""
+        return [weight for name, weight in self.named_parameters() if not name.startswith(TEXTS)]
+
+    def read(self, by: Reader[Result], batch: Batch, targets: CommentTargets) -> Result:
+        """`comment_scores` or `comment_objective` of this system, with text vectors as they are now."""
+        if self.texts is None:
+            return self.forward(by, batch, targets)
+        batch, title_vectors_NE = self.texts(batch, targets.item_T)
+        titles = {"recommender.title_vectors_NE": title_vectors_NE}
+        result: Result = functional_call(self, titles, (by, batch, targets))
+        return result
+
+    def forward(self, by: Reader[Result], batch: Batch, targets: CommentTargets) -> Result:
+        return by(self.recommender, self.features, batch, targets)
 
     def training_windows(self) -> Windows:
         """The windows that hold every training target once; raises DataError where there is none."""
@@ -134,13 +166,18 @@ class System(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As torch's; training forgets what was made with the weights before it."""
         if mode:
-            self._item_vectors = None
+            self._forget()
         return super().train(mode)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; forgets what was made with the weights before."""
-        self._item_vectors = None
+        self._forget()
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _forget(self) -> None:
+        self._item_vectors = None
+        if self.texts is not None:
+            self.texts.forget()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -158,6 +195,8 @@ class System(nn.Module):
 def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:
     """Open a model folder with the dataset and text it was made from (found by the recorded paths where not given).
 
+    One whose encoder was trained has text vectors of its own and takes no others.
+
     Raises ArtifactError where the folder is unfinished, dataset or text are not those it was made from, or the model's
     code makes other weights by now; ConfigError where a model from outside the package is not found.
     """
@@ -167,9 +206,11 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
     settings = load_settings(finetune_settings(config["name"], config["task"]), file=path / CONFIG)
     dataset = dataset or Dataset.load(recorded(path, manifest, "dataset"))
     require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)
-    if text is None and manifest.facts["text"] is not None:
+    if settings.text.trained_encoder is not None:
+        text = TextTable.load(path / TEXT)
+    elif text is None and manifest.facts["text"] is not None:
         text = TextTable.load(recorded(path, manifest, "text"))
-    if text is not None and text.encoding != manifest.parents.get("text"):
+    if text is not None and settings.text.trained_encoder is None and text.encoding != manifest.parents.get("text"):
         raise ArtifactError(
             f"{path} was made from text vectors {manifest.parents.get('text')}, but {text.path} holds {text.encoding}; "
             "give the text folder it was made from"
