@@ -88,7 +88,8 @@ def slow_caser(weights: Weights, before: list[ItemEvent], moment: int) -> Vector
         np.sum([share * e for share, e in zip(row, image, strict=True)], axis=0) for row in weights["vertical.weight"]
     ]
     z = weights["merge.weight"] @ np.concatenate([horizontal, *vertical]) + weights["merge.bias"]
-    return np.append(np.maximum(z, 0), 1.0)
+    preference: Vector = np.append(np.maximum(z, 0), 1.0)
+    return preference
 
 
 # HSTU -----------------------------------------------------------------------------------------------------------------
@@ -105,7 +106,8 @@ def slow_hstu(weights: Weights, before: list[ItemEvent], moment: int) -> Vector:
     for layer in range(2):
         w = {name.split(".", 2)[2]: value for name, value in weights.items() if name.startswith(f"layers.{layer}.")}
         xs = hstu_layer(w, xs, [event.time for event in before], moments)
-    return xs[-1] / sqrt(float(xs[-1] @ xs[-1])) / 0.05
+    preference: Vector = xs[-1] / sqrt(float(xs[-1] @ xs[-1])) / 0.05
+    return preference
 
 
 def hstu_layer(w: Weights, xs: list[Vector], times: list[int], moments: list[int], num_heads: int = 2) -> list[Vector]:

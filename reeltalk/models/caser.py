@@ -79,7 +79,9 @@ class Caser(Recommender):
         One product for all: a filter at a place is a row that has zeros for the items beside it.
         """
         window, dim = window_RLWD.shape[2:]
-        rows, biases, places = [], [], []
+        rows: list[Tensor] = []
+        biases: list[Tensor] = []
+        places = []
         for filters in self.horizontal:
             assert isinstance(filters, nn.Linear)
             height = filters.in_features // dim
@@ -88,8 +90,8 @@ class Caser(Recommender):
                 rows.append(F.pad(filters.weight, (place * dim, (window - height - place) * dim)))
                 biases.append(filters.bias)
         product_RLX = F.linear(window_RLWD.flatten(2), torch.cat(rows), torch.cat(biases))
-        parts = product_RLX.split([count * self.settings.num_horizontal for count in places], dim=-1)
-        best = [part.unflatten(-1, (count, -1)).amax(dim=2) for part, count in zip(parts, places, strict=True)]
+        parts = torch.split(product_RLX, [count * self.settings.num_horizontal for count in places], dim=-1)
+        best = [part.view(*part.shape[:2], count, -1).amax(dim=2) for part, count in zip(parts, places, strict=True)]
         return torch.cat(best, dim=-1).relu()  # the best of what is left by ReLU is ReLU of the best
 
     def _vertical(self, window_RLWD: Tensor) -> Tensor:

@@ -118,8 +118,8 @@ def time_buckets(history: PackedHistory, *, count: int) -> Tensor:
 
     The target's time is known when it is asked for, and all that is read here of what comes after an entry.
     """
-    asked_RL = torch.where(history.horizon_RL < NOW, history.horizon_RL, history.known_RL)
-    seconds_RLM = (asked_RL[:, :, None] - history.known_RL[:, None, :]) / 1_000
+    asked_RL = torch.where(history.horizon_RL < int(NOW), history.horizon_RL, history.known_RL)
+    seconds_RLM: Tensor = (asked_RL[:, :, None] - history.known_RL[:, None, :]) / 1_000
     return (seconds_RLM.clamp_(min=1).log_() * BUCKETS_A_FACTOR_E).long().clamp_(max=count - 1)
 
 

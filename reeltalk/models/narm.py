@@ -124,7 +124,7 @@ class _AdditiveScores(torch.autograd.Function):
 
 def _blocks(query_TGH: Tensor, position_P: Tensor, other_P: Tensor) -> zip[tuple[Tensor, Tensor]]:
     pairs = max(1, BLOCK_ELEMENTS // max(1, query_TGH[0].numel()))
-    return zip(position_P.split(pairs), other_P.split(pairs), strict=True)
+    return zip(torch.split(position_P, pairs), torch.split(other_P, pairs), strict=True)
 
 
 def _sigmoid(query_TGH: Tensor, key_TGH: Tensor, t_B: Tensor, j_B: Tensor) -> Tensor:

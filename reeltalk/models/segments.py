@@ -52,7 +52,7 @@ class Segments:
         order_S = level_S.argsort(stable=True)
         cells, places, steps, base = [], [], [], 0
         counts = level_S.bincount(minlength=len(widths)).tolist()
-        for width, member_G in zip(widths, order_S.split(counts), strict=True):
+        for width, member_G in zip(widths, torch.split(order_S, counts), strict=True):
             count = len(member_G)
             if not count:
                 continue
