@@ -12,7 +12,6 @@ import torch
 from test_align import encoded, small_settings
 from tiny_chains import write_config
 from tiny_llms import save_llm
-from torch import Tensor
 from typer.testing import CliRunner
 
 from reeltalk import api
@@ -24,9 +23,8 @@ from reeltalk.experiments.chain import load_chain
 from reeltalk.experiments.runner import run_chain
 from reeltalk.llm import align as command
 from reeltalk.llm.align import LLM, align, parents_of
-from reeltalk.llm.aligned import aligned_encoder, encode_aligned
+from reeltalk.llm.aligned import encode_aligned
 from reeltalk.llm.module import AlignModule
-from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.text.encode import EncodeSettings, encode
 from reeltalk.text.table import TextTable
 from reeltalk.training.settings import TrainerSettings
@@ -184,25 +182,3 @@ def test_the_llm_is_loaded_where_the_run_is(
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         settings = TrainerSettings(devices=2, accelerator="gpu", precision="float32")
         assert new_trainer(tmp_path, settings).strategy.root_device == torch.device("cuda", rank)
-
-
-def test_a_bf16_llm_keeps_what_lora_adds(toy_dataset: Dataset, llm: Path, tmp_path: Path) -> None:
-    """Vectors are those of training; from LoRA merged into bf16 weights they would be several times as far."""
-    table = encode(toy_dataset, out=tmp_path / "t", settings=EncodeSettings(encoder=str(llm), precision="bf16"))
-    settings = small_settings(llm, llm={"name": str(llm), "precision": "bf16"}, train={"warm_steps": 0})
-    align(toy_dataset, text=table, settings=settings, out=tmp_path / "a")
-    raw = EncodeSettings(is_mapped=False, max_tokens=6)
-    found = encode_aligned(toy_dataset, tmp_path / "a", out=tmp_path / "raw", settings=raw)
-    texts = toy_dataset.comments["text"].unique(maintain_order=True)
-    ids = aligned_encoder(tmp_path / "a", raw).tokenize(texts.to_list())
-    recommender = LLMRecommender.load(tmp_path / "a" / LLM, device="cpu")
-    with torch.no_grad():
-        expected = recommender.text_vectors(ids, tokens_per_batch=256)
-        recommender.lora.merge_adapter()
-        merged = recommender.text_vectors(ids, tokens_per_batch=256)
-
-    def apart(vectors: Tensor) -> float:
-        return float((vectors - expected).norm(dim=1).mean())
-
-    own = apart(torch.from_numpy(found.vectors[found.rows(texts)].astype(np.float32)))
-    assert own < apart(merged) / 3, (own, apart(merged))

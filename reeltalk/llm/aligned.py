@@ -70,21 +70,10 @@ def _require_start(text: TextTable, aligned: Path, manifest: Manifest) -> None:
 
 
 def aligned_encoder(aligned: Path, settings: EncodeSettings) -> Encoder:
-    """The aligned LLM as a frozen encoder; raises as `LLMRecommender.load`.
-
-    LoRA is merged into float32 weights. In bf16 ones a change of a few per mille would be rounded away: there it stays
-    beside them, and multiplies in bf16 as it did in training.
-    """
+    """The aligned LLM, LoRA merged into its weights, as a frozen encoder; raises as `LLMRecommender.load`."""
     manifest = read_manifest(aligned, ALIGNED)
     recommender = LLMRecommender.load(aligned / LLM, device=settings.device)
-    dtype = recommender.llm.get_input_embeddings().weight.dtype
-    if dtype == torch.float32:
-        llm = recommender.lora.merge_and_unload()
-    else:
-        llm = recommender.llm
-        for parameter in llm.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+    llm = recommender.lora.merge_and_unload()
     model = llm.base_model.requires_grad_(False)
     if recommender.is_made_causal:
         read_both_ways(model)
