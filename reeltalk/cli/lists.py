@@ -47,7 +47,9 @@ def sources() -> None:
 
 @app.command()
 def settings(
-    step: Annotated[str, typer.Argument(help="prepare, encode, align, finetune, evaluate, train, or a source.")],
+    step: Annotated[
+        str, typer.Argument(help="prepare, encode, align, finetune, evaluate, train, compare, or a source.")
+    ],
     model: Annotated[str, typer.Option("--model", help="For finetune.")] = "lsvcr",
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
 ) -> None:
@@ -65,13 +67,19 @@ def settings(
         from reeltalk.experiments.chain import chain_settings
 
         listed = chain_settings()
+    elif step == "compare":
+        from reeltalk.experiments.experiment import ExperimentSettings
+
+        listed = ExperimentSettings
     elif step in STEPS:
         module, name = STEPS[step]
         listed = getattr(import_module(module), name)
     elif step in SOURCES:
         listed, section = import_module(SOURCES[step].module).Settings, "source."
     else:
-        raise ConfigError(f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', 'train', *SOURCES])}")
+        raise ConfigError(
+            f"step {step!r} is unknown;{nearest(step, [*STEPS, 'finetune', 'train', 'compare', *SOURCES])}"
+        )
     table = Table(Column("setting", no_wrap=True), "default", "", box=None)
     for row in list_settings(listed, section=section):
         table.add_row(*(Text(cell) for cell in row))

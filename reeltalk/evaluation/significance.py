@@ -34,7 +34,7 @@ class Comparison:
     """System a against system b on the same targets; p-values are two-sided, None with fewer than two users.
 
     `low` and `high` bound the difference; `gain` is difference / mean_b, None where mean_b is 0. p-values are of single
-    tests.
+    tests; `holm` corrects several.
     """
 
     mean_a: float
@@ -113,6 +113,24 @@ def comparisons(
             )
         )
     return found
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values of several tests, corrected so that where nothing differs any is below alpha at most alpha of the time.
+
+    Holm's method: the smallest of m is multiplied by m, the next by m - 1, and so on; none becomes smaller than the one
+    before it, nor larger than 1. None is no test: it stays, and does not count.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    corrected: list[float | None] = [None] * len(p_values)
+    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    largest = 0.0
+    for rank, (p, place) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[place] = largest
+    return corrected
 
 
 def compare(
