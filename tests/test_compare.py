@@ -76,7 +76,7 @@ def killed(file: Path) -> dict[str, tuple[int, bytes]]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "1 epochs" in line:
+            if "1 epoch," in line:
                 break
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -204,7 +204,7 @@ def test_a_failing_system_is_shown_and_stops_nothing(file: Path, done: Result, s
         (data, "broken", "all seeds") for data in ("first", "second")
     ]
     assert all("'ngdc@10' is no metric" in of["error"] for of in saved["failures"])
-    assert "first, broken: 1 epochs, train.learning_rate=0.01: failed: train.monitor='ngdc@10'" in done.stderr
+    assert "first, broken: 1 epoch, train.learning_rate=0.01: failed: train.monitor='ngdc@10'" in done.stderr
     assert "| broken | failed |" in (file.parent / "out" / "compare.md").read_text()
 
 
@@ -356,3 +356,21 @@ def test_full_tries_everything_in_full(toy_dataset: Dataset, tmp_path: Path, mon
     monkeypatch.setattr(comparison, "run_comparison", stops)
     run(write_experiment(tmp_path / "e.yaml", toy_dataset), tmp_path / "o", "--full")
     assert (asked[0].trials, asked[0].rungs) == ("all", ())
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
+def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parent.parent / "experiments" / f"{name}.yaml"
+    with pytest.raises(ConfigError, match="raw is missing") as caught:
+        load_experiment(file)
+    assert all("raw is missing" in problem for problem in caught.value.problems)
+    experiment = load_experiment(
+        file, overrides=[f"data.{problem.split('.')[1]}.raw={tmp_path}" for problem in caught.value.problems]
+    )
+    for data in experiment.of_data:
+        chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
+        assert chain.align is not None
+        assert chain.align.train.seed == 0
+        of_task = chain.tasks[experiment.task]
+        assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
+        assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)

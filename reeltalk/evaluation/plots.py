@@ -98,7 +98,7 @@ def lines(title: str, xs: Sequence[int] | Sequence[str], of: Sequence[Series], *
             values = [np.nan if bar is None else bar.mean for bar in series.bars]
             dashes = "--" if series.kind == "ceiling" else "-"
             width = 2.4 if series.kind == "reported" else 1.4
-            look = {"marker": series.marker, "ms": 3.5, "lw": width, "ls": dashes}
+            look: dict[str, Any] = {"marker": series.marker, "ms": 3.5, "lw": width, "ls": dashes}
             axes.plot(places, values, color=series.colour, label=series.name, **look)
         axes.set_xticks(places, [str(x) for x in xs])
         axes.set_xlabel(axis)

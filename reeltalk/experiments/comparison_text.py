@@ -48,8 +48,8 @@ def told(found: Standings) -> str:
     """How to read the tables."""
     return (
         f"Means over seeds {', '.join(map(str, found.seeds))} on test, ± half of the {found.confidence:.0%} t interval "
-        "of that mean; floors and the oracle have no seed. Settings are chosen on validation with the first seed. Gains "
-        "are over the best other system in that metric, floors included, the oracle aside; p is of a paired t-test on "
+        "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
+        "are over the best other system in that metric, floors too, the oracle aside; p is of a paired t-test on "
         "per-user values averaged over seeds, Holm-corrected over all these other systems. Seconds are as trained, "
         f"{found.jobs} at a time; a request (the ten best for a user) is timed with the machine to itself."
     )

@@ -14,7 +14,7 @@ from reeltalk.evaluation.floors import ORACLE
 from reeltalk.evaluation.significance import KEYS, Comparison, holm
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.floors import FLOORS
-from reeltalk.experiments.flows import Line
+from reeltalk.experiments.flows import Line, shown_trial
 from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.runs import Run, means, paired, part_of, read_run
 from reeltalk.experiments.standings import Chosen, Cost, Failure, Kind, Part, Spread, Standing, Standings, Table, Test
@@ -51,6 +51,8 @@ def _table(
 ) -> Table:
     task = experiment.task
     of_floors = {} if floors.error is not None else _floor_runs(Path(floors.folders[f"{task}-{FLOORS}"]))
+    taken = {line.system for line in lines}
+    of_floors = {f"{name} (floor)" if name in taken else name: run for name, run in of_floors.items()}
     runs: dict[str, dict[int, Run]] = {name: dict.fromkeys(experiment.seeds, run) for name, run in of_floors.items()}
     kinds: dict[str, Kind] = {name: "ceiling" if name == ORACLE else "floor" for name in of_floors}
     for line in lines:
@@ -92,7 +94,7 @@ def _standing(experiment: ExperimentSettings, kind: Kind, of: Mapping[int, Run])
             }
             for protocol, metrics in first.items()
         },
-        parts=_parts({seed: of[seed] for seed in by_seed}, experiment.metrics),
+        parts=_parts([of[seed] for seed in by_seed]),
     )
 
 
@@ -106,16 +108,16 @@ def _spread(by_seed: dict[int, float], experiment: ExperimentSettings) -> Spread
     return Spread(mean, mean - reach, mean + reach, by_seed)
 
 
-def _parts(of: Mapping[int, Run], metrics: Sequence[str]) -> dict[str, dict[str, Part]]:
+def _parts(of: Sequence[Run]) -> dict[str, dict[str, Part]]:
     found: dict[str, dict[str, Part]] = {}
-    columns = next(iter(of.values())).values.columns
+    columns = of[0].values.columns
     for column in (name for name in columns if name.startswith("segments.")):
         _, partition, segment = column.split(".", 2)
-        runs = [part_of(run, f"{partition}.{segment}").values for run in of.values()]
+        runs = [part_of(run, f"{partition}.{segment}").values for run in of]
         figures = [means(values) for values in runs if len(values)]
         over_seeds = {
-            protocol: {name: float(np.mean([each[protocol][name] for each in figures])) for name in metrics}
-            for protocol in (figures[0] if figures else ())
+            protocol: {name: float(np.mean([each[protocol][name] for each in figures])) for name in names}
+            for protocol, names in (figures[0] if figures else {}).items()
         }
         found.setdefault(partition, {})[segment] = Part(len(runs[0]), over_seeds)
     return found
@@ -161,7 +163,9 @@ def _failures(lines: Sequence[Line]) -> Iterator[Failure]:
     for line in lines:
         for trial in line.trials:
             if trial.error is not None:
-                yield Failure(line.data, line.system, f"trial {trial.choice}", trial.error, is_trial=True)
+                yield Failure(
+                    line.data, line.system, shown_trial(trial.choice, trial.epochs), trial.error, is_trial=True
+                )
         if line.error is not None:
             yield Failure(line.data, line.system, "all seeds", line.error)
         for cell in line.cells:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from reeltalk.api import Dataset, EvaluationSettings, TextLookup, TextTable, evaluate, floors
+from reeltalk.api import Dataset, EvaluationSettings, TextTable, evaluate, floors
 from reeltalk.artifacts import Manifest, new_folder, write_manifest
 from reeltalk.data.dataset import Task
+from reeltalk.text.lookup import TextLookup
 
 FLOORS = "floors"
 

@@ -116,9 +116,8 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
                 line.error = f"every trial failed, the first of them: {line.trials[0].error}"
             best: dict[str, Any] | None = end.value
             return best
-        long = "in full" if epochs is None else f"{epochs} epochs"
         cells = yield [
-            jobs.of(choice, f"{long}, {shown(choice)}", until=task, seed=seed, epochs=epochs) for choice in asked
+            jobs.of(choice, shown_trial(choice, epochs), until=task, seed=seed, epochs=epochs) for choice in asked
         ]
         tried = [_trial(choice, epochs, cell) for choice, cell in zip(asked, cells, strict=True)]
         line.trials += tried
@@ -133,13 +132,19 @@ def _run(jobs: _Jobs, choice: Choice) -> Generator[list[Job], list[Cell], list[C
     for until, what in ((task, ""), (f"{task}-report", " on test")):
         going = [seed for seed in seeds if found[seed].error is None]
         cells = yield [jobs.of(choice, f"seed {seed}{what}", until=until, seed=seed) for seed in going]
-        found |= {cell.seed: replace(cell, variant=jobs.line.system) for cell in cells}
+        found |= {seed: replace(cell, variant=jobs.line.system) for seed, cell in zip(going, cells, strict=True)}
     return [found[seed] for seed in seeds]
 
 
 def shown(choice: Choice) -> str:
     """A choice of settings in a line."""
     return " ".join(f"{name}={value}" for name, value in choice.items()) or "settings as given"
+
+
+def shown_trial(choice: Choice, epochs: int | None) -> str:
+    """The same with how long it is trained."""
+    long = "in full" if epochs is None else f"{epochs} epoch{'s' * (epochs > 1)}"
+    return f"{long}, {shown(choice)}"
 
 
 def _trial(choice: dict[str, Any], epochs: int | None, cell: Cell) -> Trial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Job:
     def of(cls, chain: ChainSettings, *, name: str, task: Task, seed: int, until: str, out: Path) -> Job:
         return cls(name, task, seed, until, out, chain.model_dump())
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What is made: of steps before training, the sections that they read."""
         left_out = {"finetune", "evaluate"} if self.until in BEFORE_TRAINING else set()

@@ -9,7 +9,6 @@ from reeltalk.config import load_settings
 from reeltalk.data.sources import SOURCES, source_settings
 from reeltalk.errors import ConfigError, all_problems, nearest
 from reeltalk.experiments.experiment import DataSection, ExperimentSettings
-from reeltalk.experiments.study import FOLDER_NAME
 from reeltalk.training.validation import METRIC
 
 OF_THE_SEARCH = ("name", "task", "train.seed", "train.max_epochs")
@@ -30,9 +29,6 @@ def _of_names(experiment: ExperimentSettings) -> Iterator[str]:
     for what, names in (("data", experiment.of_data), ("systems", experiment.of_systems)):
         if not names:
             yield f"{what} is empty; name at least one"
-        for name in names:
-            if not FOLDER_NAME.fullmatch(name):
-                yield f"{what}.{name!r} is no name; use letters, digits, '.', '+', '-' and '_'"
     for name in experiment.ours:
         if name not in experiment.of_systems:
             yield f"ours={name!r} is no system;{nearest(name, experiment.of_systems)}"
@@ -85,6 +81,9 @@ def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterato
     alone = [{name: value} for name, values in experiment.grid(system).items() for value in values]
     plain = list(_refusals(experiment, data, system, {}))
     yield from plain
+    is_aligned = experiment.of_systems[system].align is not None
+    if is_aligned and not plain and not experiment.chain(data, system, {}).reads_text(experiment.task):
+        yield "align is for a model that reads text; leave it out"
     for choice in alone:
         if not OF_THE_SEARCH.count(next(iter(choice))):
             yield from (problem for problem in _refusals(experiment, data, system, choice) if problem not in plain)

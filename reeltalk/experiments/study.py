@@ -25,7 +25,7 @@ from reeltalk.experiments.runner import Made, Runner, error_line
 from reeltalk.experiments.show import curves_page, markdown
 
 DOCUMENT, TEXT, PAGE = "study.json", "study.md", "study.html"
-FOLDER_NAME = re.compile(r"\w[\w.+-]*")
+_NAME = re.compile(r"\w[\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _chains(base: ChainSettings, plan: Plan, seeds: Sequence[int]) -> dict[tuple
     problems += [
         f"variant {name!r} names a folder; use letters, digits, '.', '+', '-' and '_'"
         for name in plan.variants
-        if not FOLDER_NAME.fullmatch(name)
+        if not _NAME.fullmatch(name)
     ]
     all_problems(ConfigError, "the study cannot be run:", problems)
     return chains
