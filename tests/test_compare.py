@@ -19,26 +19,45 @@ from scipy import stats
 from tiny_chains import MODEL, fake_alignment, manifests
 from typer.testing import CliRunner, Result
 
+from reeltalk.api import encode
 from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments import comparison
 from reeltalk.experiments.comparison_page import page
-from reeltalk.experiments.jobs import Job, do
+from reeltalk.experiments.jobs import Job, Timing, do
 from reeltalk.experiments.loading import load_experiment
 from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.workers import Workers
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
 SEEDS = (0, 1)
 
 
-def write_experiment(file: Path, dataset: Dataset, **sections: Any) -> Path:
-    """Two systems, one that fails, two rates, two seeds."""
+class Inline(Workers[Job | Timing, Cell | float | str]):
+    """Workers that are this process."""
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        self.jobs: list[Job | Timing] = []
+
+    def __exit__(self, *_error: object) -> None:
+        assert not self.jobs
+
+    def put(self, job: Job | Timing) -> None:
+        self.jobs.append(job)
+
+    def take(self) -> tuple[Job | Timing, Cell | float | str]:
+        job = self.jobs.pop(0)
+        return job, do(job)
+
+
+def write_experiment(file: Path, first: dict[str, str], **sections: Any) -> Path:
+    """Two systems, one that fails, two rates, two seeds, one data set."""
     values: dict[str, Any] = {
         "task": "item",
         "ours": ["lsvcr"],
-        "data": {"first": {"dataset": str(dataset.path)}},
+        "data": {"first": first},
         "systems": {
             "lsvcr": {"finetune": {"model": MODEL}},
             "ids": {"model": "sasrec", "finetune": {"model": SMALL}, "grid": {"model.dropout": [0.1, 0.3]}},
@@ -57,22 +76,29 @@ def run(file: Path, out: Path, *arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def file(toy_dataset: Dataset, toy_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets: a finished folder, and a log with another split."""
+def first(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A data set of finished folders."""
+    text = encode(toy_dataset, out=tmp_path_factory.mktemp("compare") / "text")
+    return {"dataset": str(toy_dataset.path), "text": str(text.path)}
+
+
+@pytest.fixture(scope="module")
+def file(first: dict[str, str], toy_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets: finished folders, and a log with another split."""
     second = {
         "source": "tables",
         "raw": str(toy_tables),
         "prepare": {"split": "leave_one_out", "num_item_negatives": 15},
     }
-    data = {"first": {"dataset": str(toy_dataset.path)}, "second": second}
-    return write_experiment(tmp_path_factory.mktemp("compare") / "experiment.yaml", toy_dataset, data=data)
+    data = {"first": first, "second": second}
+    return write_experiment(tmp_path_factory.mktemp("compare") / "experiment.yaml", first, data=data)
 
 
 @pytest.fixture(scope="module")
 def killed(file: Path) -> dict[str, tuple[int, bytes]]:
     """The step folders that were finished when the command was killed."""
     out = file.parent / "out"
-    command = [sys.executable, "-m", "reeltalk", "compare", str(file), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "reeltalk", "compare", str(file), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -122,10 +148,11 @@ def test_killed_and_run_again_it_keeps_what_was_done(
     assert len(after) > len(killed)
 
 
-def test_run_a_third_time_it_makes_nothing(file: Path, saved: dict[str, Any]) -> None:
+def test_run_a_third_time_it_makes_nothing(file: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "Workers", Inline)
     out = file.parent / "out"
     before, tables = manifests(out), (out / "compare.md").read_text()
-    again = run(file, out, "--set", "systems.broken=null", "--jobs", "2")
+    again = run(file, out, "--set", "systems.broken=null")
     assert again.exit_code == 0, again.output
     assert manifests(out) == before
     assert "broken" not in (out / "compare.md").read_text()
@@ -162,8 +189,9 @@ def test_the_figures_are_those_of_the_reports(saved: dict[str, Any]) -> None:
                 assert found["mean"] == pytest.approx(np.mean(values))
                 low, high = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
                 assert (found["low"], found["high"]) == pytest.approx((low, high))
-            segment = [report["segments"]["history"]["5-9"] for report in reports]
-            part = table["standings"][system]["parts"]["history"]["5-9"]
+            parts = table["standings"][system]["parts"]["history"]
+            longest = max(parts, key=lambda name: parts[name]["targets"])
+            segment, part = [report["segments"]["history"][longest] for report in reports], parts[longest]
             assert part["targets"] == segment[0]["targets"] > 0
             expected = np.mean([each["metrics"]["sampled"]["mrr"]["mean"] for each in segment])
             assert part["metrics"]["sampled"]["mrr"] == pytest.approx(expected)
@@ -223,45 +251,30 @@ def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> Non
     assert "src=" not in html
 
 
-class Inline:
-    """Workers that are this process."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-
-    def put(self, job: Job) -> None:
-        self.jobs.append(job)
-
-    def take(self) -> tuple[Job, Cell]:
-        job = self.jobs.pop(0)
-        return job, do(job)
-
-
 def drive(file: Path, out: Path) -> tuple[list[comparison.Line], list[str]]:
     """The lines of an experiment whose jobs all run here, and what was told."""
     experiment = load_experiment(file)
     lines = [comparison.Line(data, system) for data in experiment.data for system in experiment.systems]
     told: list[str] = []
     flows = [comparison.line_flow(experiment, line, out=out) for line in lines]
-    comparison._drive(flows, Inline(), told.append)  # type: ignore[arg-type]
+    comparison._drive(flows, Inline(), told.append)
     return lines, told
 
 
 def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
-    toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_alignment(monkeypatch)
-    tiny = {"model": "lsvcr", "finetune": {"model": MODEL}}
+    tiny = {"model": "lsvcr", "finetune": {"model": MODEL}, "grid": {"train.learning_rate": [0.01]}}
     systems = {
-        "plain": tiny | {"grid": {"train.learning_rate": [0.01]}},
         "aligned": tiny | {"align": {}},
         "aligned-once": tiny | {"align": {"train": {"seed": 0}}},
         "failing": tiny | {"align": {"loss": {"lm": 13}}},
     }
     file = write_experiment(
         tmp_path / "e.yaml",
-        toy_dataset,
-        data={"first": {"dataset": str(toy_dataset.path), "align": {"data": {"history_length": 10}}}},
+        first,
+        data={"first": {**first, "align": {"data": {"history_length": 10}}}},
         systems=systems,
         ours=["aligned"],
         finetune={"train": {"max_epochs": 1, "batch_size": 16}},
@@ -272,19 +285,20 @@ def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
     reached = {line.system: line for line in lines}
     assert reached["failing"].error == "ArithmeticError: the loss is no number"
     assert reached["failing"].cells == []
-    assert [cell.error for name in ("plain", "aligned", "aligned-once") for cell in reached[name].cells] == [None] * 6
-    assert reached["plain"].trials == [], "one configuration needs no trial"
-    assert reached["plain"].choice == {"train.learning_rate": 0.01}
+    assert [cell.error for name in ("aligned", "aligned-once") for cell in reached[name].cells] == [None] * 4
+    assert reached["aligned"].trials == [], "one configuration needs no trial"
+    assert reached["aligned"].choice == {"train.learning_rate": 0.01}
     models = {name: [cell.folders["item"] for cell in line.cells] for name, line in reached.items()}
     assert models["aligned"][0] == models["aligned-once"][0]
     assert models["aligned"][1] != models["aligned-once"][1]
     assert len([line for line in told if "first: data" in line]) == 1
 
 
-def test_the_comment_task(toy_dataset: Dataset, tmp_path: Path) -> None:
+def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "Workers", Inline)
     file = write_experiment(
         tmp_path / "e.yaml",
-        toy_dataset,
+        first,
         task="comment",
         systems={"lsvcr": {"finetune": {"model": MODEL}}},
         seeds=[3],
@@ -302,10 +316,10 @@ def test_the_comment_task(toy_dataset: Dataset, tmp_path: Path) -> None:
     assert page(found).count("<svg") == 5
 
 
-def test_mistakes_of_the_file_are_told_at_once(toy_dataset: Dataset, tmp_path: Path) -> None:
+def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
     file = write_experiment(
         tmp_path / "e.yaml",
-        toy_dataset,
+        {},
         ours=["lsvrc"],
         data={
             "first": {"dataset": str(tmp_path / "nowhere")},
@@ -346,7 +360,7 @@ def test_compare_takes_two_reports_or_one_file(arguments: list[str]) -> None:
     assert "give two report folders alone, or one experiment's YAML file and --out DIR" in result.stderr
 
 
-def test_full_tries_everything_in_full(toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_tries_everything_in_full(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def stops(experiment: Any, **_options: object) -> None:
@@ -354,7 +368,7 @@ def test_full_tries_everything_in_full(toy_dataset: Dataset, tmp_path: Path, mon
         raise ConfigError("enough")
 
     monkeypatch.setattr(comparison, "run_comparison", stops)
-    run(write_experiment(tmp_path / "e.yaml", toy_dataset), tmp_path / "o", "--full")
+    run(write_experiment(tmp_path / "e.yaml", first), tmp_path / "o", "--full")
     assert (asked[0].trials, asked[0].rungs) == ("all", ())
 
 

@@ -21,16 +21,17 @@ from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import standings_of
 from reeltalk.experiments.flows import Flow, Line, floor_flow, line_flow
-from reeltalk.experiments.jobs import Job, do, time_requests
+from reeltalk.experiments.jobs import Job, Timing, do
 from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.show import headline_of
 from reeltalk.experiments.standings import Standings
-from reeltalk.experiments.workers import Died, Workers
+from reeltalk.experiments.workers import Workers
 
 DOCUMENT, TABLES, PAGE = "compare.json", "compare.md", "compare.html"
 REQUESTS, LOG = "requests.json", "workers.log"
 
 Tell = Callable[[str], None]
+Processes = Workers[Job | Timing, Cell | float | str]
 
 
 def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, tell: Tell = print) -> Standings:
@@ -48,7 +49,7 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
     ]
     with Workers(do, count=jobs, log=out / LOG) as workers:
         _drive(flows, workers, tell)
-    milliseconds = _time_requests(lines, out, tell)
+        milliseconds = _time_requests(lines, workers, out, tell)
     found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
     write_json(out / DOCUMENT, asdict(found))
     (out / TABLES).write_text(markdown(found), encoding="utf-8")
@@ -56,7 +57,7 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
     return found
 
 
-def _drive(flows: Sequence[Flow], workers: Workers[Job, Cell], tell: Tell) -> None:
+def _drive(flows: Sequence[Flow], workers: Processes, tell: Tell) -> None:
     """Let each flow go on as soon as the jobs that it waits for are done; a job that several wait for is done once."""
     done: dict[str, Cell] = {}
     asked: set[str] = set()
@@ -74,7 +75,10 @@ def _drive(flows: Sequence[Flow], workers: Workers[Job, Cell], tell: Tell) -> No
                 workers.put(job)
         if not ready:
             job, result = workers.take()
-            cell = result if isinstance(result, Cell) else Cell(job.name, job.seed, job.task, {}, error=result.reason)
+            assert isinstance(job, Job)
+            cell = result
+            if not isinstance(cell, Cell):
+                cell = Cell(job.name, job.seed, job.task, {}, error=str(result))
             done[job.key] = cell
             tell(f"[{len(done)}/{len(asked)}] {job.name}: {_told(job, cell)}")
 
@@ -95,23 +99,18 @@ def _told(job: Job, cell: Cell) -> str:
     return "done"
 
 
-def _time_requests(lines: Sequence[Line], out: Path, tell: Tell) -> dict[str, float]:
-    """Milliseconds a request by model folder: one model of each line, with the machine to itself, each only once."""
+def _time_requests(lines: Sequence[Line], workers: Processes, out: Path, tell: Tell) -> dict[str, float]:
+    """Milliseconds a request by model folder: one model of each line, one after the other, each only once."""
     path = out / REQUESTS
     known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     models = {line.measured[0].folders[line.measured[0].task]: line for line in lines if line.measured}
     digests = {model: read_manifest(Path(model), "model").digest for model in models}
-    missing = [model for model in models if digests[model] not in known]
-    with Workers(time_requests, count=1, log=out / LOG) as workers:
-        for model in missing:
-            workers.put(model)
-        for _ in missing:
-            model, result = workers.take()
-            name = f"{models[model].data}, {models[model].system}: requests"
-            if isinstance(result, float):
-                known[digests[model]] = result
-                write_json(path, known)
-                tell(f"{name}: {result:.2f} ms")
-            else:
-                tell(f"{name}: failed: {result.reason if isinstance(result, Died) else result}")
+    for model in (model for model in models if digests[model] not in known):
+        workers.put(Timing(model))
+        _, result = workers.take()
+        name = f"{models[model].data}, {models[model].system}: requests"
+        if isinstance(result, float):
+            known[digests[model]] = result
+            write_json(path, known)
+        tell(f"{name}: {result:.2f} ms" if isinstance(result, float) else f"{name}: failed: {result}")
     return {model: known[digest] for model, digest in digests.items() if digest in known}

@@ -51,8 +51,17 @@ class Job:
         return f"{self.until}-{digest_of(made_from)}"
 
 
-def do(job: Job) -> Cell:
-    """Run the steps of a job, whose folders are named by what they were asked for, as in a study."""
+@dataclass(frozen=True)
+class Timing:
+    """The requests of one model folder, timed."""
+
+    model: str
+
+
+def do(job: Job | Timing) -> Cell | float | str:
+    """Run the steps of a job, whose folders are named by what they were asked for; or time a model's requests."""
+    if isinstance(job, Timing):
+        return time_requests(job.model)
     chain = load_chain(base=job.chain)
     runner = _runner(job.out)
     run = runner.run_floors if job.until == f"{job.task}-{FLOORS}" else runner.run

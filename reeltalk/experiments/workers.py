@@ -29,6 +29,9 @@ class Died:
 
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 @dataclass
 class _Worker(Generic[Job]):
