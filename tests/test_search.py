@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_jobs import dies_at_two, sleeps, threads
@@ -16,7 +17,7 @@ from reeltalk.experiments.workers import Died, Workers
 
 
 def test_a_small_grid_is_tried_whole() -> None:
-    grid = {"a": [1, 2], "b": ["x", "y", "z"]}
+    grid: dict[str, list[Any]] = {"a": [1, 2], "b": ["x", "y", "z"]}
     everything = [{"a": a, "b": b} for a in (1, 2) for b in "xyz"]
     assert trials_of(grid, limit=6, seed=0) == everything
     assert trials_of(grid, limit=None, seed=0) == everything
@@ -24,7 +25,7 @@ def test_a_small_grid_is_tried_whole() -> None:
 
 
 def test_of_a_large_grid_every_value_is_drawn_as_often() -> None:
-    grid = {"rate": [1, 2, 3, 4, 5], "dropout": [0.2, 0.5], "width": [32, 64, 128]}
+    grid: dict[str, list[Any]] = {"rate": [1, 2, 3, 4, 5], "dropout": [0.2, 0.5], "width": [32, 64, 128]}
     drawn = trials_of(grid, limit=10, seed=3)
     assert len({tuple(each.values()) for each in drawn}) == 10
     for name, values in grid.items():

@@ -91,7 +91,7 @@ def bars(title: str, of: Sequence[Series]) -> str:
 def lines(title: str, xs: Sequence[int] | Sequence[str], of: Sequence[Series], *, axis: str = "K") -> str:
     """A metric by K, or by what `axis` says, a line a system; places that are named stand side by side."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(THIRD, 3.2), layout="constrained")
+        figure = Figure(figsize=(THIRD, 2.6 + 0.2 * -(-len(of) // 2)), layout="constrained")  # two names a line below
         axes = figure.subplots()
         places = [x if isinstance(x, int) else place for place, x in enumerate(xs)]
         for series in of:

@@ -69,16 +69,15 @@ def _drive(flows: Sequence[Flow], workers: Processes, tell: Tell) -> None:
                 waiting[flow] = flow.send([done[job.key] for job in waiting[flow]])
             except StopIteration:
                 del waiting[flow]
-        for job in (job for wanted in waiting.values() for job in wanted):
-            if job.key not in asked:
-                asked.add(job.key)
-                workers.put(job)
+        for each in (job for wanted in waiting.values() for job in wanted):
+            if each.key not in asked:
+                asked.add(each.key)
+                workers.put(each)
         if not ready:
-            job, result = workers.take()
+            job, cell = workers.take()
             assert isinstance(job, Job)
-            cell = result
             if not isinstance(cell, Cell):
-                cell = Cell(job.name, job.seed, job.task, {}, error=str(result))
+                cell = Cell(job.name, job.seed, job.task, {}, error=str(cell))
             done[job.key] = cell
             tell(f"[{len(done)}/{len(asked)}] {job.name}: {_told(job, cell)}")
 

@@ -12,10 +12,11 @@ Gain = tuple[str, str, str]  # how much, over what, how sure
 
 
 def metric_grids(found: Standings) -> Iterator[Grid]:
-    """One table a data set and protocol."""
+    """One table a data set and protocol, and what ours gain."""
     for data, table in found.data.items():
         for protocol in protocols(table):
             yield _metric_grid(found, data, table, protocol)
+            yield from _gain_grids(found, data, table, protocol)
 
 
 def other_grids(found: Standings) -> Iterator[Grid]:
@@ -28,7 +29,7 @@ def other_grids(found: Standings) -> Iterator[Grid]:
         )
         yield Grid(
             f"{data}: chosen on validation",
-            ["", "trials, epochs", "settings"],
+            ["", "trials for epochs", "settings"],
             [[name, _trials(of), "" if of.choice is None else shown(of.choice)] for name, of in table.chosen.items()],
         )
     if found.failures:
@@ -79,7 +80,7 @@ def gain(table: Table, ours: str, protocol: str, metric: str) -> Gain | None:
     if other is None or test is None:
         return None
     much = f"{test.difference:+.4f}" if test.gain is None else f"{test.gain:+.1%}"
-    return much, other, "p unknown" if test.p_holm is None else f"p {test.p_holm:.2g}"
+    return much, other, "unknown" if test.p_holm is None else f"{test.p_holm:.2g}"
 
 
 def _metric_grid(found: Standings, data: str, table: Table, protocol: str) -> Grid:
@@ -91,13 +92,19 @@ def _metric_grid(found: Standings, data: str, table: Table, protocol: str) -> Gr
     for name in table.chosen:
         if name not in table.standings:
             rows.append([name, *("failed" for _ in found.metrics), f"0 of {len(found.seeds)}"])
-    for ours in found.ours:
-        gains = [gain(table, ours, protocol, metric) for metric in found.metrics]
-        if any(gains):
-            told = ["" if each is None else f"{each[0]} over {each[1]}, {each[2]}" for each in gains]
-            rows.append([f"gain of {ours}", *told, ""])
     title = f"{data}: {protocol} ranking ({table.targets:,} targets of {table.users:,} users)"
     return Grid(title, ["", *found.metrics, "seeds"], rows)
+
+
+def _gain_grids(found: Standings, data: str, table: Table, protocol: str) -> Iterator[Grid]:
+    rows = [
+        [ours, metric, *told]
+        for ours in found.ours
+        for metric in found.metrics
+        if (told := gain(table, ours, protocol, metric)) is not None
+    ]
+    if rows:
+        yield Grid(f"{data}: {protocol} ranking, gains", ["", "metric", "gain", "over", "p"], rows)
 
 
 def _costs(of: Chosen) -> list[str]:
@@ -115,4 +122,4 @@ def _trials(of: Chosen) -> str:
     rungs: dict[int | None, int] = {}
     for trial in of.trials:
         rungs[trial.epochs] = rungs.get(trial.epochs, 0) + 1
-    return ", ".join(f"{many} in full" if epochs is None else f"{many} of {epochs}" for epochs, many in rungs.items())
+    return ", ".join(f"{many} in full" if epochs is None else f"{many} for {epochs}" for epochs, many in rungs.items())
