@@ -101,9 +101,10 @@ def evaluate_model(
     text: TextTable | None = None,
     split: Split = Split.TEST,
     settings: EvaluationSettings | None = None,
+    with_floors: bool = True,
     overwrite: bool = False,
 ) -> Report:
-    """Measure a model folder beside the floors of its task, and write the report folder `out`.
+    """Measure a model folder, beside the floors of its task by default, and write the report folder `out`.
 
     Dataset and text are those that the model was made from unless given; beside a model that reads none, `text` is for
     the floor that does. Raises ArtifactError where folders do not belong together or `out` holds something else.
@@ -116,7 +117,8 @@ def evaluate_model(
     if texts is None and text is not None:
         texts = TextLookup.of(system.dataset, text)
     ranker = SystemRanker(system)
-    rankers = {ranker.name: ranker, **floors(system.dataset, ranker.task, texts=texts, settings=settings)}
+    beside = floors(system.dataset, ranker.task, texts=texts, settings=settings) if with_floors else {}
+    rankers = {ranker.name: ranker, **beside}
     report = evaluate(system.dataset, rankers, split=split, settings=settings)[ranker.name]
     write_report(report, Path(out), model=manifest, training_log=_training_log(Path(model)), overwrite=overwrite)
     return report

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -67,7 +67,7 @@ def load_settings(
     model: type[Settings],
     *,
     file: Path | None = None,
-    base: BaseModel | None = None,
+    base: BaseModel | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     choose: Callable[[dict[str, Any]], type[Settings]] | None = None,
 ) -> Settings:
@@ -77,7 +77,8 @@ def load_settings(
     no YAML mapping, an override of another form, an unknown key (with its nearest match), a value of another type or
     out of range, a setting that is missing.
     """
-    values = read_yaml(file) if file is not None else base.model_dump() if base is not None else {}
+    given = base.model_dump() if isinstance(base, BaseModel) else dict(base or {})
+    values = read_yaml(file) if file is not None else given
     problems = [problem for override in overrides for problem in _apply(values, override)]
     model = model if choose is None else choose(values)
     settings = None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ReeltalkError(Exception):
-    """Anything a user can mend. The command line prints it without a traceback and exits with status 2."""
+    """Anything a user can mend. The command line prints it without a traceback and exits with status 2.
+
+    `problems` are told one by one where an error holds several.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class ConfigError(ReeltalkError):
@@ -26,7 +33,7 @@ def all_problems(kind: type[ReeltalkError], heading: str, problems: Iterable[str
     """Raise one error that tells every problem of an input at once; do nothing where there is none."""
     found = list(problems)
     if found:
-        raise kind("\n".join([heading, *(f"  - {problem}" for problem in found)]))
+        raise kind("\n".join([heading, *(f"  - {problem}" for problem in found)]), found)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from reeltalk.cli.app import Out, Set, app
-from reeltalk.cli.printing import print_facts, print_grids, print_step
+from reeltalk.cli.app import MENDABLE, Out, Set, app
+from reeltalk.cli.printing import print_comparisons, print_facts, print_grids, print_step
 from reeltalk.errors import ConfigError, ReeltalkError, nearest
 
+FULL = ("search.trials=all", "search.rungs=[]")
 ChainFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings of a chain as YAML.")]
 
 
@@ -22,6 +23,47 @@ def train(config: ChainFile, out: Out, overrides: Set = None) -> None:
 
     for made in run_chain(load_chain(config, overrides=overrides or []), out=out):
         print_step(made.step, made.folder, was_there=made.was_there)
+
+
+@app.command()
+def compare(
+    what: Annotated[
+        list[Path],
+        typer.Argument(metavar="EXPERIMENT.yaml | REPORT_A REPORT_B", help="Systems x data sets, or two reports."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write, of an experiment.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials trained beside one another.")] = 1,
+    full: Annotated[
+        bool, typer.Option("--full", help="Try the whole grid, each trial trained in full, as the paper does.")
+    ] = False,
+    overrides: Set = None,
+) -> None:
+    """Choose each system's settings on validation, then test all of them; or paired tests between two reports."""
+    if len(what) == 2 and (out is None and not full and not overrides):
+        _compare_reports(*what)
+    elif len(what) == 1 and out is not None and not what[0].is_dir():
+        _compare_systems(what[0], out, jobs, [*(overrides or []), *(FULL if full else ())])
+    else:
+        raise ConfigError("give two report folders alone, or one experiment's YAML file and --out DIR")
+
+
+def _compare_reports(run_a: Path, run_b: Path) -> None:
+    from reeltalk.evaluation.significance import compare as run
+
+    print_comparisons(run(run_a, run_b), str(run_a), str(run_b))
+
+
+def _compare_systems(file: Path, out: Path, jobs: int, overrides: list[str]) -> None:
+    from reeltalk.experiments.comparison import run_comparison
+    from reeltalk.experiments.comparison_text import metric_grids, other_grids
+    from reeltalk.experiments.loading import load_experiment
+
+    experiment = load_experiment(file, overrides=overrides)
+    found = run_comparison(experiment, out=out, jobs=jobs, tell=lambda line: typer.echo(line, err=True))
+    print_grids([*metric_grids(found), *other_grids(found)])
+    print_facts(out, {"table": str(out / "compare.md"), "page": str(out / "compare.html")})
+    if not found.is_whole:
+        raise typer.Exit(MENDABLE)
 
 
 @app.command()

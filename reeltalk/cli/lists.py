@@ -48,7 +48,7 @@ def sources() -> None:
 @app.command()
 def settings(
     step: Annotated[
-        str, typer.Argument(help="prepare, encode, align, pretrain, finetune, evaluate, train, or a source.")
+        str, typer.Argument(help="prepare, encode, align, pretrain, finetune, evaluate, train, compare, or a source.")
     ],
     model: Annotated[str, typer.Option("--model", help="For pretrain and finetune.")] = "lsvcr",
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
@@ -71,6 +71,10 @@ def settings(
         from reeltalk.experiments.chain import chain_settings
 
         listed = chain_settings()
+    elif step == "compare":
+        from reeltalk.experiments.experiment import ExperimentSettings
+
+        listed = ExperimentSettings
     elif step in STEPS:
         module, name = STEPS[step]
         listed = getattr(import_module(module), name)
@@ -78,7 +82,7 @@ def settings(
         listed, section = import_module(SOURCES[step].module).Settings, "source."
     else:
         raise ConfigError(
-            f"step {step!r} is unknown;{nearest(step, [*STEPS, 'pretrain', 'finetune', 'train', *SOURCES])}"
+            f"step {step!r} is unknown;{nearest(step, [*STEPS, 'pretrain', 'finetune', 'train', 'compare', *SOURCES])}"
         )
     table = Table(Column("setting", no_wrap=True), "default", "", box=None)
     for row in list_settings(listed, section=section):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from reeltalk.cli.app import Config, DatasetFolder, Out, Overwrite, Set, TextFolder, app, as_task
-from reeltalk.cli.printing import print_comparisons, print_facts, print_systems
+from reeltalk.cli.printing import print_facts, print_systems
 from reeltalk.errors import ConfigError
 
 
@@ -172,14 +172,3 @@ def evaluate(
     )
     print_systems(report)
     print_facts(out, {"page": str(out / "report.html")})
-
-
-@app.command()
-def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="REPORT_A", help="Folder that `reeltalk evaluate` wrote.")],
-    run_b: Annotated[Path, typer.Argument(metavar="REPORT_B", help="Another one, of the same targets.")],
-) -> None:
-    """Paired tests between two reports: differences, their intervals and p-values."""
-    from reeltalk.evaluation.significance import compare as run
-
-    print_comparisons(run(run_a, run_b), str(run_a), str(run_b))

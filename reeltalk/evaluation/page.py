@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from reeltalk.evaluation.floors import ORACLE
@@ -26,7 +26,7 @@ from reeltalk.evaluation.plots import (
     training_curves,
 )
 
-TEMPLATE = "report.html"
+TEMPLATE, STYLE = "report.html", "page.css"
 PROTOCOL_TITLES = {"sampled": "Saved candidates", "full": "Full ranking"}
 PARTITION_TITLES = {"users": "Users", "items": "Items", "history": "History length"}
 METRICS = ("recall", "ndcg", "hit", "mrr", "coverage")
@@ -78,10 +78,7 @@ class Section:
 def render(document: Document, *, training_log: pl.DataFrame | None = None) -> str:
     """The page of a report's document (`Report.document`, or report.json read back)."""
     curve = None if training_log is None else training_curves(training_log)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["day"] = lambda text: text.replace("T", " ").replace("+00:00", " UTC")
-    template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    return page_template(__package__, TEMPLATE).render(
         report=document,
         sections=[_section(document, protocol) for protocol in PROTOCOL_TITLES if protocol in document["metrics"]],
         segments=list(_segment_tables(document)),
@@ -98,6 +95,14 @@ def render(document: Document, *, training_log: pl.DataFrame | None = None) -> s
             if content
         ],
     )
+
+
+def page_template(package: str, name: str) -> Template:
+    """A page's template, from a file of the package; all pages share one style."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["day"] = lambda text: text.replace("T", " ").replace("+00:00", " UTC")
+    environment.globals["style"] = Markup(resources.files(__package__).joinpath(STYLE).read_text(encoding="utf-8"))
+    return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def headline_metric(document: Document, protocol: str) -> str:
@@ -160,7 +165,7 @@ def _metric_place(name: str) -> tuple[bool, bool, int, int]:
     return metric == "coverage", not k, int(k or 0), METRICS.index(metric)
 
 
-def _segment_place(name: str) -> int:
+def segment_place(name: str) -> int:
     """Named segments as they are listed, bins by where they begin."""
     return SEGMENTS.index(name) if name in SEGMENTS else int(name.rstrip("+").split("-")[0])
 
@@ -207,10 +212,10 @@ def _plots(document: Document, protocol: str, systems: Mapping[str, Any], order:
     def series(metrics: list[str]) -> list[Series]:
         return [_series(document, name, [Bar(**systems[name][m]) for m in metrics]) for name in order]
 
-    yield bars(f"{_shown(headline)}, {title.lower()}", series([headline]))
+    yield bars(f"{shown_metric(headline)}, {title.lower()}", series([headline]))
     if len(ks) > 1:
         for metric in ("recall", "ndcg"):
-            yield lines(f"{_shown(metric)} by K, {title.lower()}", ks, series([f"{metric}@{k}" for k in ks]))
+            yield lines(f"{shown_metric(metric)} by K, {title.lower()}", ks, series([f"{metric}@{k}" for k in ks]))
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,7 @@ def _segment_tables(document: Document) -> Iterator[SegmentTable]:
     other = best_other(document, protocol, metric)
     systems = [document["system"], *([other] if other else [])]
     for partition, title in PARTITION_TITLES.items():
-        segments = dict(sorted(document["segments"][partition].items(), key=lambda found: _segment_place(found[0])))
+        segments = dict(sorted(document["segments"][partition].items(), key=lambda found: segment_place(found[0])))
         figures = {
             name: {
                 segment: document["systems"][name]["segments"][partition][segment]["metrics"]
@@ -247,8 +252,10 @@ def _segment_tables(document: Document) -> Iterator[SegmentTable]:
         ]
         filled = [segment for segment, of in segments.items() if of["targets"]]
         series = [_series(document, name, [_bar(figures[name][s]) for s in filled]) for name in systems]
-        plot = grouped_bars(f"{_shown(metric)} by {partition}", filled, series)
-        yield SegmentTable(title, f"{_shown(metric)}, {PROTOCOL_TITLES[protocol].lower()}", systems, rows, Markup(plot))
+        plot = grouped_bars(f"{shown_metric(metric)} by {partition}", filled, series)
+        yield SegmentTable(
+            title, f"{shown_metric(metric)}, {PROTOCOL_TITLES[protocol].lower()}", systems, rows, Markup(plot)
+        )
 
 
 def _bar(found: Mapping[str, Any] | None) -> Bar | None:
@@ -259,7 +266,7 @@ def _told(found: Mapping[str, Any] | None) -> str:
     return "" if found is None else f"{found['mean']:.4f}"
 
 
-def _shown(metric: str) -> str:
+def shown_metric(metric: str) -> str:
     """recall@10 as people write it."""
     name, at, k = metric.partition("@")
     return {"ndcg": "NDCG", "mrr": "MRR"}.get(name, name.capitalize()) + at + k

@@ -64,6 +64,7 @@ class Series:
     kind: Kind
     colour: str
     bars: Sequence[Bar | None]
+    marker: str = "o"  # on a line; tells systems of one colour apart
 
 
 def bars(title: str, of: Sequence[Series]) -> str:
@@ -87,17 +88,19 @@ def bars(title: str, of: Sequence[Series]) -> str:
         return _svg(figure, title)
 
 
-def lines(title: str, xs: Sequence[int], of: Sequence[Series], *, axis: str = "K") -> str:
-    """A metric by K, or by what `axis` says, a line a system."""
+def lines(title: str, xs: Sequence[int] | Sequence[str], of: Sequence[Series], *, axis: str = "K") -> str:
+    """A metric by K, or by what `axis` says, a line a system; places that are named stand side by side."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(THIRD, 3.2), layout="constrained")
+        figure = Figure(figsize=(THIRD, 2.6 + 0.2 * -(-len(of) // 2)), layout="constrained")  # two names a line below
         axes = figure.subplots()
+        places = [x if isinstance(x, int) else place for place, x in enumerate(xs)]
         for series in of:
             values = [np.nan if bar is None else bar.mean for bar in series.bars]
             dashes = "--" if series.kind == "ceiling" else "-"
             width = 2.4 if series.kind == "reported" else 1.4
-            axes.plot(xs, values, color=series.colour, label=series.name, marker="o", ms=3.5, lw=width, ls=dashes)
-        axes.set_xticks(xs)
+            look: dict[str, Any] = {"marker": series.marker, "ms": 3.5, "lw": width, "ls": dashes}
+            axes.plot(places, values, color=series.colour, label=series.name, **look)
+        axes.set_xticks(places, [str(x) for x in xs])
         axes.set_xlabel(axis)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.7)

@@ -83,11 +83,11 @@ class ChainSettings(Section):
 
 
 def load_chain(
-    file: Path | None = None, *, base: ChainSettings | None = None, overrides: Sequence[str] = ()
+    file: Path | None = None, *, base: ChainSettings | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> ChainSettings:
-    """Settings of a chain from a file or from others, with overrides on top, as `load_settings` reads them.
+    """Settings of a chain from a file, from others or from plain values, with overrides on top.
 
-    Raises ConfigError as that does, and where a model is unknown or does not do its task.
+    Raises ConfigError as `load_settings` does, and where a model is unknown or does not do its task.
     """
     return load_settings(ChainSettings, file=file, base=base, overrides=overrides, choose=_chosen)
 

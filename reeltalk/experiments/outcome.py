@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from reeltalk.artifacts import MANIFEST, read_manifest
+from reeltalk.artifacts import MANIFEST
 from reeltalk.data.dataset import Task
-from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, holm, metric_columns
+from reeltalk.evaluation.significance import Comparison, holm
+from reeltalk.experiments.runs import ALL, Run, means, paired, part_of, read_run
 
-ALL = "all"  # the part that is every target
+_Runs = dict[str, dict[int, Run]]  # variant -> seed
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,6 @@ class Study:
         return [cell for cell in self.cells if cell.error is not None]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A finished run: the digest of its dataset, its per-user values in the order of their keys."""
-
-    dataset: str
-    values: pl.DataFrame
-
-
-_Runs = dict[str, dict[int, _Run]]  # variant -> seed
-
-
 def study_of(
     cells: Sequence[Cell], *, variants: Mapping[str, Sequence[str]], seeds: Sequence[int], segments: Sequence[str] = ()
 ) -> Study:
@@ -93,7 +82,7 @@ def study_of(
         runs: _Runs = {name: {} for name in variants}
         for cell in cells:
             if cell.task == task and cell.error is None:
-                runs[cell.variant][cell.seed] = _read(Path(cell.folders[f"{task}-report"]))
+                runs[cell.variant][cell.seed] = read_run(Path(cell.folders[f"{task}-report"]))
         parts[task] = {part: _reached(runs, part) for part in (ALL, *segments)}
     return Study(
         variants={name: list(overrides) for name, overrides in variants.items()},
@@ -104,25 +93,20 @@ def study_of(
     )
 
 
-def _read(report: Path) -> _Run:
-    manifest = read_manifest(report, "report")
-    return _Run(manifest.parents["dataset"], pl.read_parquet(report / PER_USER).sort(KEYS))
-
-
 def _reached(runs: _Runs, part: str) -> dict[str, Reached]:
     """The figures of every variant that has any on this part."""
     of_part = {
-        variant: {seed: run for seed, whole in of.items() if len((run := _part(whole, part)).values)}
+        variant: {seed: run for seed, whole in of.items() if len((run := part_of(whole, part)).values)}
         for variant, of in runs.items()
     }
     first = next(iter(of_part))
     others = [variant for variant, of in of_part.items() if of and variant != first]
-    against = {variant: _compared(of_part[variant], of_part[first]) for variant in others}
+    against = {variant: paired(of_part[variant], of_part[first]) for variant in others}
     corrected = _corrected(against)
     found = {}
     for variant, of in of_part.items():
         if of:
-            by_seed = {seed: _means(run.values) for seed, run in of.items()}
+            by_seed = {seed: means(run.values) for seed, run in of.items()}
             mean = {
                 protocol: {
                     name: float(np.mean([each[protocol][name] for each in by_seed.values()])) for name in metrics
@@ -147,44 +131,12 @@ def _corrected(
     return found
 
 
-def _part(run: _Run, part: str) -> _Run:
-    return run if part == ALL else _Run(run.dataset, run.values.filter(pl.col(f"segments.{part}")))
-
-
-def _means(values: pl.DataFrame) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for column in metric_columns(values):
-        protocol, metric = column.split(".", 1)
-        found.setdefault(protocol, {})[metric] = float(values[column].to_numpy().mean())
-    return found
-
-
-def _compared(of: dict[int, _Run], first: dict[int, _Run]) -> dict[str, dict[str, Comparison]]:
-    both = [seed for seed in of if seed in first]
-    runs = [run[seed] for run in (of, first) for seed in both]
-    if not both or any(
-        run.dataset != runs[0].dataset or not run.values.select(KEYS).equals(runs[0].values.select(KEYS))
-        for run in runs
-    ):
-        return {}
-    return compare(_averaged([of[seed] for seed in both]), _averaged([first[seed] for seed in both]))
-
-
-def _averaged(runs: Sequence[_Run]) -> pl.DataFrame:
-    """Per-user values, the metrics averaged over runs that hold the same targets."""
-    metrics = [
-        np.mean([run.values[name].to_numpy() for run in runs], axis=0) for name in metric_columns(runs[0].values)
-    ]
-    names = metric_columns(runs[0].values)
-    return runs[0].values.with_columns(pl.Series(name, of) for name, of in zip(names, metrics, strict=True))
-
-
 def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
     folders: dict[str, set[str]] = {}
     for cell in cells:
         for step, folder in cell.folders.items():
             folders.setdefault(step, set()).add(folder)
-    return {step: _cost([_facts(Path(folder)) for folder in sorted(of)]) for step, of in folders.items()}
+    return {step: _cost([facts_of(folder) for folder in sorted(of)]) for step, of in folders.items()}
 
 
 def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
@@ -192,6 +144,7 @@ def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
     return Cost(float(np.mean(seconds)) if seconds else None)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["facts"]
+def facts_of(folder: str) -> dict[str, Any]:
+    """The facts that a finished folder tells of itself."""
+    facts: dict[str, Any] = json.loads((Path(folder) / MANIFEST).read_text())["facts"]
     return facts

@@ -14,6 +14,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.sources import source_settings
 from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
 from reeltalk.experiments.chain import ChainSettings
+from reeltalk.experiments.floors import FLOORS, measure_floors
 from reeltalk.training.settings import TrainerSettings
 from reeltalk.training.start import start_settings
 
@@ -63,9 +64,10 @@ def error_line(error: Exception) -> str:
 class Runner:
     """Runs chains whose steps may be shared: one that is done is not done again, one that failed is not tried again."""
 
-    def __init__(self, place: Callable[[Step], Path]) -> None:
-        """`place` names the folder of a step."""
+    def __init__(self, place: Callable[[Step], Path], *, with_floors: bool = True) -> None:
+        """`place` names the folder of a step; `with_floors`: each report holds the floors too."""
         self._place = place
+        self._with_floors = with_floors
         self._made: dict[Path, Made] = {}
         self._failed: dict[Path, str] = {}  # not the errors: their tracebacks would keep models in memory
 
@@ -84,6 +86,24 @@ class Runner:
                 text = TextTable.load(made.folder)
         yield (made := self._model(settings, task, dataset, text, aligned))
         yield self._report(settings, task, dataset, text, made.folder)
+
+    def run_floors(self, settings: ChainSettings, task: Task) -> Iterator[Made]:
+        """Measure the floors of one task, once for all systems; yields each step that is done."""
+        yield (made := self._dataset(settings))
+        dataset = Dataset.load(made.folder)
+        text = None
+        if settings.reads_text(task):
+            yield (made := self._text(settings, dataset))
+            text = TextTable.load(made.folder)
+        chosen = settings.evaluate
+        config = chosen.model_dump(mode="json")
+        parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
+
+        def make(out: Path) -> None:
+            if not is_finished(out, kind=FLOORS, config=config, parents=parents):
+                measure_floors(dataset, task, text=text, settings=chosen, out=out, parents=parents)
+
+        yield self._once(Step(f"{task}-{FLOORS}", config, parents), make)
 
     def _dataset(self, settings: ChainSettings) -> Made:
         if settings.dataset is not None:
@@ -152,9 +172,12 @@ class Runner:
         def make(out: Path) -> None:
             protocol = {"split": "test", "settings": config}
             if not is_finished(out, kind="report", config={"protocol": protocol}, parents=parents):
-                evaluate_model(model, out=out, dataset=dataset, text=text, settings=chosen)
+                evaluate_model(
+                    model, out=out, dataset=dataset, text=text, settings=chosen, with_floors=self._with_floors
+                )
 
-        return self._once(Step(f"{task}-report", config, parents), make)
+        asked = config if self._with_floors else {**config, "floors": False}
+        return self._once(Step(f"{task}-report", asked, parents), make)
 
     def _train(self, step: Step, kind: str, settings: TrainerSettings, run: Callable[[Path], object]) -> Made:
         """A step that refuses a finished folder."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reeltalk.evaluation.plots import ACCENT, OTHERS, Bar, Series, lines
-from reeltalk.experiments.outcome import ALL, Cost, Reached, Study
+from reeltalk.experiments.outcome import Cost, Reached, Study
+from reeltalk.experiments.runs import ALL
 
 SHOWN = ("recall", "ndcg", "mrr")
 SIGNIFICANT = 0.05
@@ -69,12 +70,21 @@ def markdown(study: Study) -> str:
         f"together, each metric by itself. p (Holm) is that of the gain; * marks every figure with p < {SIGNIFICANT}."
     )
     parts = [told]
-    for grid in grids(study):
-        table = [grid.columns, ["---", *["---:"] * (len(grid.columns) - 1)], *grid.rows]
-        rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table)
-        parts.append(f"## {grid.title}\n\n{rows}")
+    parts += [grid_markdown(grid) for grid in grids(study)]
     overrides = "\n".join(f"* {name}: `{' '.join(of) or 'as the file says'}`" for name, of in study.variants.items())
     return "\n\n".join([*parts, f"## variants\n\n{overrides}"]) + "\n"
+
+
+def grid_markdown(grid: Grid) -> str:
+    """A table under its title as Markdown."""
+    table = [grid.columns, ["---", *["---:"] * (len(grid.columns) - 1)], *grid.rows]
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table)
+    return f"## {grid.title}\n\n{rows}"
+
+
+def headline_of(metrics: Iterable[str]) -> str:
+    """NDCG at the cut-off nearest to 10."""
+    return min((name for name in metrics if name.startswith("ndcg@")), key=lambda name: abs(int(name[5:]) - 10))
 
 
 def curves_page(study: Study, *, axis: str, points: Mapping[str, int]) -> str:
@@ -84,7 +94,7 @@ def curves_page(study: Study, *, axis: str, points: Mapping[str, int]) -> str:
     for task, parts in study.parts.items():
         reached = parts[ALL]
         for protocol in dict.fromkeys(protocol for of in reached.values() for protocol in of.mean):
-            headline = _headline(next(of.mean[protocol] for of in reached.values() if protocol in of.mean))
+            headline = headline_of(next(of.mean[protocol] for of in reached.values() if protocol in of.mean))
             series = [
                 Series(
                     metric,
@@ -107,7 +117,7 @@ def _bars(reached: Mapping[str, Reached], names: Sequence[str], protocol: str, m
 def _metric_grid(study: Study, task: str, reached: Mapping[str, Reached], protocol: str, title: str) -> Grid:
     metrics = next(of.mean[protocol] for of in reached.values() if protocol in of.mean)
     shown = [name for name in metrics if name.startswith(SHOWN)]
-    headline = _headline(metrics)
+    headline = headline_of(metrics)
     rows = []
     for variant in study.variants:
         of, figures, gain, p = reached.get(variant), ["" for _ in shown], "", ""
@@ -123,11 +133,6 @@ def _metric_grid(study: Study, task: str, reached: Mapping[str, Reached], protoc
 
 def _star(p: float | None) -> str:
     return "*" if p is not None and p < SIGNIFICANT else ""
-
-
-def _headline(metrics: Mapping[str, float]) -> str:
-    """NDCG at the cut-off nearest to 10."""
-    return min((name for name in metrics if name.startswith("ndcg@")), key=lambda name: abs(int(name[5:]) - 10))
 
 
 def _seeds(study: Study, task: str, variant: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.errors import ConfigError, ReeltalkError, all_problems
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.outcome import Cell, Study, study_of
-from reeltalk.experiments.runner import Runner, error_line
+from reeltalk.experiments.runner import Made, Runner, error_line
 from reeltalk.experiments.show import curves_page, markdown
 
 DOCUMENT, TEXT, PAGE = "study.json", "study.md", "study.html"
@@ -54,7 +54,7 @@ def run_study(base: ChainSettings, plan: Plan, *, seeds: Sequence[int], out: Pat
     for (variant, seed), chain in chains.items():
         of_run = []
         for task in chain.tasks:
-            of_run.append(_cell(runner, chain, task, variant=variant, seed=seed))
+            of_run.append(run_cell(runner.run(chain, task), task, variant=variant, seed=seed))
             path = out / "variants" / variant / f"seed-{seed}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -94,11 +94,14 @@ def _seeded(chain: ChainSettings, seed: int) -> ChainSettings:
     return load_chain(base=chain, overrides=[f"{section}.train.seed={seed}" for section in trained])
 
 
-def _cell(runner: Runner, chain: ChainSettings, task: Task, *, variant: str, seed: int) -> Cell:
+def run_cell(steps: Iterable[Made], task: Task, *, variant: str, seed: int, until: str | None = None) -> Cell:
+    """Go through the steps of a run, to the end or `until` one of that name; what stops it is told in the cell."""
     folders: dict[str, str] = {}
     try:
-        for made in runner.run(chain, task):
+        for made in steps:
             folders[made.step] = str(made.folder)
+            if made.step == until:
+                break
     except Exception as error:
         trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
         return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)

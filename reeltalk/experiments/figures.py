@@ -1,0 +1,173 @@
+"""The figures of a comparison, from its report folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from reeltalk.artifacts import read_manifest
+from reeltalk.evaluation.floors import ORACLE
+from reeltalk.evaluation.significance import KEYS, Comparison, holm
+from reeltalk.experiments.experiment import ExperimentSettings
+from reeltalk.experiments.floors import FLOORS
+from reeltalk.experiments.flows import Line, shown_trial
+from reeltalk.experiments.outcome import Cell, facts_of
+from reeltalk.experiments.runs import Run, means, paired, part_of, read_run
+from reeltalk.experiments.standings import Chosen, Cost, Failure, Kind, Part, Spread, Standing, Standings, Table, Test
+
+
+def standings_of(
+    experiment: ExperimentSettings,
+    lines: Sequence[Line],
+    *,
+    floors: Mapping[str, Cell],
+    milliseconds: Mapping[str, float],
+    jobs: int,
+) -> Standings:
+    """All figures of a comparison; `milliseconds` a request by model folder."""
+    tables = {}
+    for data in experiment.of_data:
+        of_data = [line for line in lines if line.data == data]
+        tables[data] = _table(experiment, of_data, floors[data], milliseconds)
+    return Standings(
+        task=experiment.task,
+        ours=list(experiment.ours),
+        seeds=list(experiment.seeds),
+        metrics=list(experiment.metrics),
+        ks=list(experiment.evaluate.ks),
+        confidence=experiment.evaluate.confidence,
+        jobs=jobs,
+        data=tables,
+        failures=[*_floor_failures(floors), *_failures(lines)],
+    )
+
+
+def _table(
+    experiment: ExperimentSettings, lines: Sequence[Line], floors: Cell, milliseconds: Mapping[str, float]
+) -> Table:
+    task = experiment.task
+    of_floors = {} if floors.error is not None else _floor_runs(Path(floors.folders[f"{task}-{FLOORS}"]))
+    taken = {line.system for line in lines}
+    of_floors = {f"{name} (floor)" if name in taken else name: run for name, run in of_floors.items()}
+    runs: dict[str, dict[int, Run]] = {name: dict.fromkeys(experiment.seeds, run) for name, run in of_floors.items()}
+    kinds: dict[str, Kind] = {name: "ceiling" if name == ORACLE else "floor" for name in of_floors}
+    for line in lines:
+        if line.measured:
+            runs[line.system] = {cell.seed: read_run(Path(cell.folders[f"{task}-report"])) for cell in line.measured}
+            kinds[line.system] = "ours" if line.system in experiment.ours else "baseline"
+    some = next((run for of in runs.values() for run in of.values()), None)
+    others = [name for name, kind in kinds.items() if kind in ("floor", "baseline")]
+    return Table(
+        targets=0 if some is None else len(some.values),
+        users=0 if some is None else some.values["user_id"].n_unique(),
+        standings={name: _standing(experiment, kinds[name], of) for name, of in runs.items()},
+        tests={
+            name: _tests(runs[name], {other: runs[other] for other in others})
+            for name in experiment.ours
+            if name in runs
+        },
+        chosen={line.system: _chosen(line, milliseconds) for line in lines},
+    )
+
+
+def _floor_runs(folder: Path) -> dict[str, Run]:
+    dataset = read_manifest(folder, FLOORS).parents["dataset"]
+    return {file.stem: Run(dataset, pl.read_parquet(file).sort(KEYS)) for file in sorted(folder.glob("*.parquet"))}
+
+
+def _standing(experiment: ExperimentSettings, kind: Kind, of: Mapping[int, Run]) -> Standing:
+    """A floor has one run, which stands for every seed: no interval."""
+    by_seed = {seed: means(run.values) for seed, run in of.items()}
+    if kind in ("floor", "ceiling"):
+        by_seed = dict(list(by_seed.items())[:1])
+    first = next(iter(by_seed.values()))
+    return Standing(
+        kind=kind,
+        metrics={
+            protocol: {
+                name: _spread({seed: found[protocol][name] for seed, found in by_seed.items()}, experiment)
+                for name in metrics
+            }
+            for protocol, metrics in first.items()
+        },
+        parts=_parts([of[seed] for seed in by_seed]),
+    )
+
+
+def _spread(by_seed: dict[int, float], experiment: ExperimentSettings) -> Spread:
+    values = np.array(list(by_seed.values()))
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Spread(mean, None, None, by_seed)
+    reach = stats.t.ppf((1 + experiment.evaluate.confidence) / 2, len(values) - 1) * values.std(ddof=1)
+    reach = float(reach / np.sqrt(len(values)))
+    return Spread(mean, mean - reach, mean + reach, by_seed)
+
+
+def _parts(of: Sequence[Run]) -> dict[str, dict[str, Part]]:
+    found: dict[str, dict[str, Part]] = {}
+    columns = of[0].values.columns
+    for column in (name for name in columns if name.startswith("segments.")):
+        _, partition, segment = column.split(".", 2)
+        runs = [part_of(run, f"{partition}.{segment}").values for run in of]
+        figures = [means(values) for values in runs if len(values)]
+        over_seeds = {
+            protocol: {name: float(np.mean([each[protocol][name] for each in figures])) for name in names}
+            for protocol, names in (figures[0] if figures else {}).items()
+        }
+        found.setdefault(partition, {})[segment] = Part(len(runs[0]), over_seeds)
+    return found
+
+
+def _tests(ours: Mapping[int, Run], others: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[str, dict[str, Test]]]:
+    compared = {name: paired(ours, of, samples=0) for name, of in others.items()}
+    tests: dict[str, dict[str, dict[str, Test]]] = {name: {} for name in others}
+    for protocol, metric in _measured(compared):
+        of_metric = {name: of[protocol][metric] for name, of in compared.items() if metric in of.get(protocol, {})}
+        corrected = holm([of.p_ttest for of in of_metric.values()])
+        for (name, of), p_holm in zip(of_metric.items(), corrected, strict=True):
+            test = Test(of.difference, of.gain, of.p_ttest, p_holm)
+            tests[name].setdefault(protocol, {})[metric] = test
+    return tests
+
+
+def _measured(compared: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> Iterator[tuple[str, str]]:
+    pairs = ((protocol, metric) for of in compared.values() for protocol, found in of.items() for metric in found)
+    yield from dict.fromkeys(pairs)
+
+
+def _chosen(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
+    models = {cell.seed: cell.folders[cell.task] for cell in line.measured}
+    facts = [facts_of(folder) for folder in models.values()]
+    cost = Cost(
+        parameters=facts[0]["num_parameters"] if facts else None,
+        seconds=float(np.mean([each["seconds"] for each in facts])) if facts else None,
+        search_seconds=sum(trial.seconds or 0.0 for trial in line.trials),
+        request_ms=next((milliseconds[folder] for folder in models.values() if folder in milliseconds), None),
+    )
+    reports = {cell.seed: cell.folders[f"{cell.task}-report"] for cell in line.measured}
+    return Chosen(line.choice, line.trials, cost, models, reports)
+
+
+def _floor_failures(floors: Mapping[str, Cell]) -> Iterator[Failure]:
+    for data, cell in floors.items():
+        if cell.error is not None:
+            yield Failure(data, FLOORS, "", cell.error)
+
+
+def _failures(lines: Sequence[Line]) -> Iterator[Failure]:
+    for line in lines:
+        for trial in line.trials:
+            if trial.error is not None:
+                yield Failure(
+                    line.data, line.system, shown_trial(trial.choice, trial.epochs), trial.error, is_trial=True
+                )
+        if line.error is not None:
+            yield Failure(line.data, line.system, "all seeds", line.error)
+        for cell in line.cells:
+            if cell.error is not None:
+                yield Failure(line.data, line.system, f"seed {cell.seed}", cell.error)

@@ -1,0 +1,101 @@
+"""What the processes of a comparison do: a part of one run, or the timing of one model's requests."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reeltalk.api import load_system, recommend_comments, recommend_items
+from reeltalk.artifacts import digest_of
+from reeltalk.data.dataset import Split, Task
+from reeltalk.errors import ReeltalkError
+from reeltalk.experiments.chain import ChainSettings, load_chain
+from reeltalk.experiments.floors import FLOORS
+from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.runner import Runner, error_line
+from reeltalk.experiments.study import run_cell
+
+REQUESTS, WARM_UP = 300, 20
+BEFORE_TRAINING = ("data", "text", "aligned", "text-aligned")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The steps of a run up to `until`; jobs of one key are one job.
+
+    chain: its settings as plain values, which travel between processes. out: the folder of the comparison.
+    """
+
+    name: str
+    task: Task
+    seed: int
+    until: str
+    out: Path
+    chain: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, chain: ChainSettings, *, name: str, task: Task, seed: int, until: str, out: Path) -> Job:
+        return cls(name, task, seed, until, out, chain.model_dump())
+
+    @cached_property
+    def key(self) -> str:
+        """What is made: of steps before training, the sections that they read."""
+        left_out = {"finetune", "evaluate"} if self.until in BEFORE_TRAINING else set()
+        made_from = {name: section for name, section in self.chain.items() if name not in left_out}
+        return f"{self.until}-{digest_of(made_from)}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The requests of one model folder, timed."""
+
+    model: str
+
+
+def do(job: Job | Timing) -> Cell | float | str:
+    """Run the steps of a job, whose folders are named by what they were asked for; or time a model's requests."""
+    if isinstance(job, Timing):
+        return time_requests(job.model)
+    chain = load_chain(base=job.chain)
+    runner = _runner(job.out)
+    run = runner.run_floors if job.until == f"{job.task}-{FLOORS}" else runner.run
+    return run_cell(run(chain, job.task), job.task, variant=job.name, seed=job.seed, until=job.until)
+
+
+@cache
+def _runner(out: Path) -> Runner:
+    """One a process: steps that it has opened are not opened again. Floors are measured apart, once for all systems."""
+    return Runner(lambda step: out / "runs" / f"{step.name}-{step.digest}", with_floors=False)
+
+
+def time_requests(model: str) -> float | str:
+    """Median milliseconds of a request for the ten best, over test targets at their own time; what went wrong else."""
+    try:
+        return _milliseconds(Path(model))
+    except ReeltalkError as error:
+        return error_line(error)
+
+
+def _milliseconds(model: Path) -> float:
+    system = load_system(model)
+    dataset, task = system.dataset, system.settings.task
+    targets = dataset.candidates(task, Split.TEST)
+    rows = np.random.default_rng(0).integers(0, len(targets), REQUESTS + WARM_UP)
+    users, items = dataset.users["user_key"], dataset.items["item_key"]
+    seconds = []
+    for target in targets[rows].iter_rows(named=True):
+        user, now = users[target["user_id"] - 1], int(target["time"])
+        item = None if task == "item" else items[target["item_id"] - 1]
+        began = time.perf_counter()
+        if item is None:
+            recommend_items(system, user, now=now)
+        else:
+            recommend_comments(system, user, item=item, now=now)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds[WARM_UP:])

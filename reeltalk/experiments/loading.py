@@ -1,0 +1,104 @@
+"""The file of a comparison, read, and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from reeltalk.config import load_settings
+from reeltalk.data.sources import SOURCES, source_settings
+from reeltalk.errors import ConfigError, all_problems, nearest
+from reeltalk.experiments.experiment import DataSection, ExperimentSettings
+from reeltalk.training.validation import METRIC
+
+OF_THE_SEARCH = ("name", "task", "train.seed", "train.max_epochs")
+
+
+def load_experiment(file: Path, *, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """The settings of a comparison; raises ConfigError that tells at once all that keeps it from being run."""
+    experiment = load_settings(ExperimentSettings, file=file, overrides=overrides)
+    problems = [*_of_names(experiment), *_of_figures(experiment)]
+    for name, section in experiment.of_data.items():
+        problems += [f"data.{name}.{problem}" for problem in _of_folders(name, section)]
+    problems += _of_chains(experiment)
+    all_problems(ConfigError, f"{file} cannot be run:", problems)
+    return experiment
+
+
+def _of_names(experiment: ExperimentSettings) -> Iterator[str]:
+    for what, names in (("data", experiment.of_data), ("systems", experiment.of_systems)):
+        if not names:
+            yield f"{what} is empty; name at least one"
+    for name in experiment.ours:
+        if name not in experiment.of_systems:
+            yield f"ours={name!r} is no system;{nearest(name, experiment.of_systems)}"
+
+
+def _of_figures(experiment: ExperimentSettings) -> Iterator[str]:
+    ks = experiment.evaluate.ks
+    for metric in experiment.metrics:
+        match = METRIC.fullmatch(metric)
+        if match is None or (match["k"] and int(match["k"]) not in ks):
+            yield f"metrics: {metric!r} is not measured; give mrr, or recall, ndcg or hit at one of evaluate.ks={ks}"
+    for where, grid in (("search", experiment.search.grid), *((n, s.grid) for n, s in experiment.of_systems.items())):
+        for name, values in grid.items():
+            if name in OF_THE_SEARCH:
+                yield f"{where}: grid names {name}, which is not for the grid to choose; leave it out"
+            if not values:
+                yield f"{where}: grid holds no value of {name}; give some"
+
+
+def _of_folders(name: str, section: DataSection) -> Iterator[str]:
+    for field in ("dataset", "text", "raw"):
+        path = getattr(section, field)
+        if path is not None and not path.exists():
+            yield f"{field}={str(path)!r} is not there"
+    if section.source is None:
+        return
+    try:
+        source_settings(section.source, section.prepare.source)
+    except ConfigError as error:
+        yield from (f"prepare: {problem}" for problem in error.problems)
+    source = SOURCES.get(section.source)
+    if source is not None and source.needs_raw and section.raw is None:
+        way_out = f"--set data.{name}.raw=PATH gives it, --set data.{name}=null leaves the data set out"
+        yield f"raw is missing: {source.expects}; {way_out}"
+
+
+def _of_chains(experiment: ExperimentSettings) -> Iterator[str]:
+    """Each problem of the systems' settings once, with the systems and data sets that have it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for data in experiment.of_data:
+        for system in experiment.of_systems:
+            for problem in dict.fromkeys(_of_chain(experiment, data, system)):
+                found.setdefault(problem, {}).setdefault(system, []).append(data)
+    for problem, by_system in found.items():
+        yield f"{_whose(by_system, experiment)}: {problem.removeprefix(f'finetune.{experiment.task}.')}"
+
+
+def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterator[str]:
+    """Each value of the grid is tried by itself: what is wrong with one is wrong in all configurations with it."""
+    alone = [{name: value} for name, values in experiment.grid(system).items() for value in values]
+    plain = list(_refusals(experiment, data, system, {}))
+    yield from plain
+    is_aligned = experiment.of_systems[system].align is not None
+    if is_aligned and not plain and not experiment.chain(data, system, {}).reads_text(experiment.task):
+        yield "align is for a model that reads text; leave it out"
+    for choice in alone:
+        if not OF_THE_SEARCH.count(next(iter(choice))):
+            yield from (problem for problem in _refusals(experiment, data, system, choice) if problem not in plain)
+
+
+def _refusals(experiment: ExperimentSettings, data: str, system: str, choice: Mapping[str, object]) -> tuple[str, ...]:
+    try:
+        experiment.chain(data, system, choice)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _whose(by_system: Mapping[str, list[str]], experiment: ExperimentSettings) -> str:
+    if len(by_system) == len(experiment.of_systems) > 1:
+        every = list(dict.fromkeys(name for names in by_system.values() for name in names))
+        return f"all systems on {', '.join(every)}"
+    return ", ".join(f"{system} on {', '.join(names)}" for system, names in by_system.items())

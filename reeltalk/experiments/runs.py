@@ -1,0 +1,64 @@
+"""Per-user values of finished runs: means, parts of the targets, one paired test over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from reeltalk.artifacts import read_manifest
+from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
+
+ALL = "all"  # the part that is every target
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run reached: the digest of its dataset, its per-user values in the order of their keys."""
+
+    dataset: str
+    values: pl.DataFrame
+
+
+def read_run(report: Path) -> Run:
+    """The run of a report folder."""
+    manifest = read_manifest(report, "report")
+    return Run(manifest.parents["dataset"], pl.read_parquet(report / PER_USER).sort(KEYS))
+
+
+def part_of(run: Run, part: str) -> Run:
+    """The targets of a segment, as users.unseen."""
+    return run if part == ALL else Run(run.dataset, run.values.filter(pl.col(f"segments.{part}")))
+
+
+def means(values: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Means over targets, by protocol and metric."""
+    found: dict[str, dict[str, float]] = {}
+    for column in metric_columns(values):
+        protocol, metric = column.split(".", 1)
+        found.setdefault(protocol, {})[metric] = float(values[column].to_numpy().mean())
+    return found
+
+
+def paired(of: Mapping[int, Run], first: Mapping[int, Run], *, samples: int = 1000) -> dict[str, dict[str, Comparison]]:
+    """Per-user values averaged over the seeds that both have, tested; empty where datasets or targets differ."""
+    both = [seed for seed in of if seed in first]
+    runs = [run[seed] for run in (of, first) for seed in both]
+    if not both or any(
+        run.dataset != runs[0].dataset or not run.values.select(KEYS).equals(runs[0].values.select(KEYS))
+        for run in runs
+    ):
+        return {}
+    return compare(averaged([of[seed] for seed in both]), averaged([first[seed] for seed in both]), samples=samples)
+
+
+def averaged(runs: Sequence[Run]) -> pl.DataFrame:
+    """Per-user values, the metrics averaged over runs that hold the same targets."""
+    metrics = [
+        np.mean([run.values[name].to_numpy() for run in runs], axis=0) for name in metric_columns(runs[0].values)
+    ]
+    names = metric_columns(runs[0].values)
+    return runs[0].values.with_columns(pl.Series(name, of) for name, of in zip(names, metrics, strict=True))

@@ -1,0 +1,144 @@
+"""Jobs in processes of their own: one that dies takes its job with it and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+# fork would copy the threads' locks of the libraries that are loaded here
+_SPAWN = get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Died:
+    """The result of a job whose process ended under it."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass
+class _Worker(Generic[Job]):
+    process: BaseProcess
+    connection: Connection
+    job: Job | None = None
+
+
+class Workers(Generic[Job, Result]):
+    """Processes that each do one job at a time; the processor's cores are shared out between them.
+
+    `function` is a module's own, takes a job and returns a result; both travel between processes. What it prints goes
+    to the file `log`. Leaving the context ends the processes at once, with what they are doing.
+    """
+
+    def __init__(self, function: Callable[[Job], Result], *, count: int, log: Path) -> None:
+        self._function, self._count, self._log = function, count, log
+        self._queue: deque[Job] = deque()
+        self._workers: list[_Worker[Job]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for worker in self._workers:
+            worker.process.kill()  # a step's folder is whole or goes on, whenever it ends
+        for worker in self._workers:
+            worker.process.join()
+        self._workers = []
+
+    def put(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append(job)
+
+    def take(self) -> tuple[Job, Result | Died]:
+        """Wait for the next job that is done; one must have been put that was not taken yet."""
+        self._hand_out()
+        busy = {each.connection: each for each in self._workers if each.job is not None}
+        connection = wait(list(busy))[0]
+        assert isinstance(connection, Connection)
+        worker = busy[connection]
+        job, worker.job = worker.job, None
+        assert job is not None
+        return job, self._result(worker)
+
+    def _hand_out(self) -> None:
+        self._workers = [worker for worker in self._workers if worker.job is not None or worker.process.is_alive()]
+        idle = [worker for worker in self._workers if worker.job is None]
+        while self._queue and (idle or len(self._workers) < self._count):
+            worker = idle.pop() if idle else self._start()
+            worker.job = self._queue.popleft()
+            worker.connection.send(worker.job)
+
+    def _start(self) -> _Worker[Job]:
+        ours, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_serve, args=(theirs, self._function, str(self._log)), daemon=True)
+        with _few_threads(self._count):
+            process.start()
+        theirs.close()
+        worker: _Worker[Job] = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _result(self, worker: _Worker[Job]) -> Result | Died:
+        try:
+            result: Result = worker.connection.recv()
+            return result
+        except (EOFError, ConnectionResetError):
+            self._workers.remove(worker)
+            worker.process.join()
+            code = worker.process.exitcode or 0
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+            why = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
+            return Died(f"its process was ended {how}{why}; {self._log} has what it printed")
+
+
+@contextmanager
+def _few_threads(count: int) -> Iterator[None]:
+    """What a new process inherits: its share of the cores, where the user has not said how many threads."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    share = str(max(1, cores // count))
+    chosen = {name: share for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS") if name not in os.environ}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name in chosen:
+            del os.environ[name]
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any], log: str) -> None:
+    """The life of a worker: jobs in, results out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(function(job))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,391 @@
+"""Comparisons end to end: settings chosen, tables that repeat the reports, failures told, a kill survived."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from scipy import stats
+from tiny_chains import MODEL, fake_alignment, manifests
+from typer.testing import CliRunner, Result
+
+from reeltalk.api import encode
+from reeltalk.cli import app
+from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ConfigError
+from reeltalk.evaluation.significance import compare, holm
+from reeltalk.experiments import comparison
+from reeltalk.experiments.comparison_page import page
+from reeltalk.experiments.flows import Line, line_flow
+from reeltalk.experiments.jobs import Job, Timing, do
+from reeltalk.experiments.loading import load_experiment
+from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.workers import Workers
+
+SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
+SEEDS = (0, 1)
+
+
+class Inline(Workers[Job | Timing, Cell | float | str]):
+    """Workers that are this process."""
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        self.jobs: list[Job | Timing] = []
+
+    def __exit__(self, *_error: object) -> None:
+        assert not self.jobs
+
+    def put(self, job: Job | Timing) -> None:
+        self.jobs.append(job)
+
+    def take(self) -> tuple[Job | Timing, Cell | float | str]:
+        job = self.jobs.pop(0)
+        return job, do(job)
+
+
+def write_experiment(file: Path, first: dict[str, str], **sections: Any) -> Path:
+    """Two systems, one that fails, two rates, two seeds, one data set."""
+    values: dict[str, Any] = {
+        "task": "item",
+        "ours": ["lsvcr"],
+        "data": {"first": first},
+        "systems": {
+            "lsvcr": {"finetune": {"model": MODEL}},
+            "ids": {"model": "sasrec", "finetune": {"model": SMALL}, "grid": {"model.dropout": [0.1, 0.3]}},
+            "broken": {"model": "sasrec", "finetune": {"train": {"monitor": "ngdc@10"}}},
+        },
+        "finetune": {"train": {"max_epochs": 2, "batch_size": 16}},
+        "search": {"trials": 3, "rungs": [1], "grid": {"train.learning_rate": [0.01, 0.0001]}},
+        "seeds": list(SEEDS),
+    }
+    file.write_text(yaml.safe_dump(values | sections))
+    return file
+
+
+def run(file: Path, out: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["compare", str(file), "--out", str(out), *arguments])
+
+
+@pytest.fixture(scope="module")
+def first(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A data set of finished folders."""
+    text = encode(toy_dataset, out=tmp_path_factory.mktemp("compare") / "text")
+    return {"dataset": str(toy_dataset.path), "text": str(text.path)}
+
+
+@pytest.fixture(scope="module")
+def file(first: dict[str, str], toy_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets: finished folders, and a log with another split."""
+    second = {
+        "source": "tables",
+        "raw": str(toy_tables),
+        "prepare": {"split": "leave_one_out", "num_item_negatives": 15},
+    }
+    data = {"first": first, "second": second}
+    return write_experiment(tmp_path_factory.mktemp("compare") / "experiment.yaml", first, data=data)
+
+
+@pytest.fixture(scope="module")
+def killed(file: Path) -> dict[str, tuple[int, bytes]]:
+    """The step folders that were finished when the command was killed."""
+    out = file.parent / "out"
+    command = [sys.executable, "-m", "reeltalk", "compare", str(file), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "1 epoch," in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    made = manifests(out)
+    deadline = time.monotonic() + 20  # its workers end with it
+    while time.monotonic() < deadline and workers_of(out):
+        time.sleep(0.1)
+    assert not workers_of(out)
+    assert not (out / "compare.json").exists()
+    return made
+
+
+def workers_of(out: Path) -> list[int]:
+    """Processes that have the log of this comparison open."""
+    log, found = str(out / "workers.log"), []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "fd" / "1") == log:
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(file: Path, killed: dict[str, tuple[int, bytes]]) -> Result:
+    return run(file, file.parent / "out", "--jobs", "2")
+
+
+@pytest.fixture(scope="module")
+def saved(file: Path, done: Result) -> dict[str, Any]:
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    found: dict[str, Any] = json.loads((file.parent / "out" / "compare.json").read_text())
+    return found
+
+
+def test_killed_and_run_again_it_keeps_what_was_done(
+    file: Path, killed: dict[str, tuple[int, bytes]], saved: dict[str, Any]
+) -> None:
+    after = manifests(file.parent / "out")
+    assert killed
+    assert {name: after[name] for name in killed} == killed
+    assert len(after) > len(killed)
+
+
+def test_run_a_third_time_it_makes_nothing(file: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "Workers", Inline)
+    out = file.parent / "out"
+    before, tables = manifests(out), (out / "compare.md").read_text()
+    again = run(file, out, "--set", "systems.broken=null")
+    assert again.exit_code == 0, again.output
+    assert manifests(out) == before
+    assert "broken" not in (out / "compare.md").read_text()
+    (out / "compare.md").write_text(tables)
+
+
+def test_the_trial_with_the_best_value_is_chosen(saved: dict[str, Any]) -> None:
+    for data in ("first", "second"):
+        of = saved["data"][data]["chosen"]["ids"]
+        first, last = ([t for t in of["trials"] if t["epochs"] == epochs] for epochs in (1, None))
+        assert len(first) == 3  # of four configurations
+        assert len(last) == 0  # one of three went on, so nothing was left to choose
+        best = max(first, key=lambda trial: trial["value"])
+        assert of["choice"] == best["choice"]
+        held = json.loads((Path(of["models"]["1"]) / "manifest.json").read_text())["config"]
+        assert held["train"]["learning_rate"] == best["choice"]["train.learning_rate"]
+        assert held["model"]["dropout"] == best["choice"]["model.dropout"]
+        assert (held["train"]["seed"], held["train"]["max_epochs"]) == (1, 2)
+
+
+def documents(of: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads((Path(of["reports"][str(seed)]) / "report.json").read_text()) for seed in SEEDS]
+
+
+def test_the_figures_are_those_of_the_reports(saved: dict[str, Any]) -> None:
+    for data, table in saved["data"].items():
+        assert set(table["standings"]) >= {"lsvcr", "ids", "popularity", "random", "most_recent"}, data
+        for system in ("lsvcr", "ids"):
+            reports = documents(table["chosen"][system])
+            assert set(reports[0]["systems"]) == {reports[0]["system"]}, "floors are measured once, apart"
+            for protocol in ("sampled", "full"):
+                values = [report["metrics"][protocol]["ndcg@10"]["mean"] for report in reports]
+                found = table["standings"][system]["metrics"][protocol]["ndcg@10"]
+                assert found["mean"] == pytest.approx(np.mean(values))
+                low, high = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
+                assert (found["low"], found["high"]) == pytest.approx((low, high))
+            parts = table["standings"][system]["parts"]["history"]
+            longest = max(parts, key=lambda name: parts[name]["targets"])
+            segment, part = [report["segments"]["history"][longest] for report in reports], parts[longest]
+            assert part["targets"] == segment[0]["targets"] > 0
+            expected = np.mean([each["metrics"]["sampled"]["mrr"]["mean"] for each in segment])
+            assert part["metrics"]["sampled"]["mrr"] == pytest.approx(expected)
+        assert table["standings"]["popularity"]["metrics"]["full"]["mrr"]["low"] is None
+
+
+def test_tests_are_on_users_and_corrected(saved: dict[str, Any]) -> None:
+    table = saved["data"]["first"]
+    values = {}
+    for system in ("lsvcr", "ids"):
+        first, second = (
+            pl.read_parquet(Path(folder) / "per_user.parquet") for folder in table["chosen"][system]["reports"].values()
+        )
+        column = (first["full.ndcg@10"] + second["full.ndcg@10"]) / 2
+        values[system] = first.with_columns(column.alias("full.ndcg@10"))
+    expected = compare(values["lsvcr"], values["ids"])["full"]["ndcg@10"]
+    tests = {other: of["full"]["ndcg@10"] for other, of in table["tests"]["lsvcr"].items()}
+    assert tests["ids"]["difference"] == pytest.approx(expected.difference)
+    assert tests["ids"]["p"] == pytest.approx(expected.p_ttest)
+    assert set(tests) == set(table["standings"]) - {"lsvcr"}
+    assert [of["p_holm"] for of in tests.values()] == pytest.approx(holm([of["p"] for of in tests.values()]))
+
+
+def test_costs(saved: dict[str, Any]) -> None:
+    of = saved["data"]["second"]["chosen"]["ids"]
+    facts = [json.loads((Path(m) / "manifest.json").read_text())["facts"] for m in of["models"].values()]
+    assert of["cost"]["parameters"] == facts[0]["num_parameters"]
+    assert of["cost"]["seconds"] == pytest.approx(np.mean([each["seconds"] for each in facts]))
+    assert of["cost"]["search_seconds"] == pytest.approx(sum(trial["seconds"] for trial in of["trials"]))
+    assert 0 < of["cost"]["request_ms"] < 1000
+
+
+def test_a_failing_system_is_shown_and_stops_nothing(file: Path, done: Result, saved: dict[str, Any]) -> None:
+    assert done.exit_code == 2
+    assert "broken" not in saved["data"]["first"]["standings"]
+    whole = [of for of in saved["failures"] if not of["is_trial"]]
+    assert [(of["data"], of["system"], of["what"]) for of in whole] == [
+        (data, "broken", "all seeds") for data in ("first", "second")
+    ]
+    assert all("'ngdc@10' is no metric" in of["error"] for of in saved["failures"])
+    assert "first, broken: 1 epoch, train.learning_rate=0.01: failed: train.monitor='ngdc@10'" in done.stderr
+    assert "| broken | failed |" in (file.parent / "out" / "compare.md").read_text()
+
+
+def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> None:
+    out = file.parent / "out"
+    names = {"runs", "requests.json", "workers.log", "compare.json", "compare.md", "compare.html"}
+    assert {path.name for path in out.iterdir()} == names
+    tables = (out / "compare.md").read_text()
+    assert done.stdout.count("ranking (") == tables.count("ranking (") == 4
+    mean = saved["data"]["second"]["standings"]["lsvcr"]["metrics"]["sampled"]["recall@5"]["mean"]
+    assert f"| lsvcr | {mean:.4f} ± " in tables
+    assert tables.count("ranking, gains") == 4
+    html = (out / "compare.html").read_text()
+    assert html.count("<svg") == 4 * 5  # two data sets, two protocols: by K twice, by users, items and history
+    assert "<link" not in html
+    assert "src=" not in html
+
+
+def drive(file: Path, out: Path) -> tuple[list[Line], list[str]]:
+    """The lines of an experiment whose jobs all run here, and what was told."""
+    experiment = load_experiment(file)
+    lines = [Line(data, system) for data in experiment.data for system in experiment.systems]
+    told: list[str] = []
+    flows = [line_flow(experiment, line, out=out) for line in lines]
+    comparison._drive(flows, Inline(), told.append)
+    return lines, told
+
+
+def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
+    first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_alignment(monkeypatch)
+    tiny = {"model": "lsvcr", "finetune": {"model": MODEL}, "grid": {"train.learning_rate": [0.01]}}
+    systems = {
+        "aligned": tiny | {"align": {}},
+        "aligned-once": tiny | {"align": {"train": {"seed": 0}}},
+        "failing": tiny | {"align": {"loss": {"lm": 13}}},
+    }
+    file = write_experiment(
+        tmp_path / "e.yaml",
+        first,
+        data={"first": {**first, "align": {"data": {"history_length": 10}}}},
+        systems=systems,
+        ours=["aligned"],
+        finetune={"train": {"max_epochs": 1, "batch_size": 16}},
+    )
+    lines, told = drive(file, tmp_path / "out")
+    # a seed each for the first, none of its own for the second, and one that fails
+    assert calls.count("align") == 2 + 1
+    reached = {line.system: line for line in lines}
+    assert reached["failing"].error == "ArithmeticError: the loss is no number"
+    assert reached["failing"].cells == []
+    assert [cell.error for name in ("aligned", "aligned-once") for cell in reached[name].cells] == [None] * 4
+    assert reached["aligned"].trials == [], "one configuration needs no trial"
+    assert reached["aligned"].choice == {"train.learning_rate": 0.01}
+    models = {name: [cell.folders["item"] for cell in line.cells] for name, line in reached.items()}
+    assert models["aligned"][0] == models["aligned-once"][0]
+    assert models["aligned"][1] != models["aligned-once"][1]
+    assert len([line for line in told if "first: data" in line]) == 1
+
+
+def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "Workers", Inline)
+    file = write_experiment(
+        tmp_path / "e.yaml",
+        first,
+        task="comment",
+        systems={"lsvcr": {"finetune": {"model": MODEL}}},
+        seeds=[3],
+        search={"grid": {"train.learning_rate": [0.01]}},
+        finetune={"train": {"max_epochs": 1, "batch_size": 16}},
+    )
+    found = comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
+    table = found.data["first"]
+    assert found.is_whole
+    assert {"hot_comments", "text_similarity"} <= set(table.standings)
+    milliseconds = table.chosen["lsvcr"].cost.request_ms
+    assert milliseconds is not None
+    assert milliseconds > 0
+    assert table.standings["lsvcr"].metrics["sampled"]["mrr"].low is None, "one seed has no interval"
+    assert page(found).count("<svg") == 5
+
+
+def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
+    file = write_experiment(
+        tmp_path / "e.yaml",
+        {},
+        ours=["lsvrc"],
+        data={
+            "first": {"dataset": str(tmp_path / "nowhere")},
+            "second": {"source": "sequencs", "raw": str(tmp_path)},
+            "third": {"source": "threads"},
+        },
+        systems={
+            "lsvcr": {"grid": {"model.dropuot": [0.1], "train.seed": [1]}},
+            "sasrce": {},
+            "ids": {"model": "sasrec", "grid": {"model.dropout": [0.1, 1.5]}, "finetune": {"trian": {}}},
+        },
+        metrics=["ndcg@7"],
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file)
+    for message in (
+        "ours='lsvrc' is no system; did you mean 'lsvcr'?",
+        "'ndcg@7' is not measured",
+        f"data.first.dataset='{tmp_path / 'nowhere'}' is not there",
+        "source 'sequencs' is unknown; did you mean 'sequences'?",
+        "data.third.raw is missing",
+        "lsvcr: grid names train.seed",
+        "lsvcr on first, second, third: model.dropuot is unknown; did you mean 'dropout'?",
+        "sasrce on first, second, third: model 'sasrce' is unknown; did you mean 'sasrec'?",
+        "ids on first, second, third: trian is unknown; did you mean 'train'?",
+        "ids on first, second, third: model.dropout=1.5",
+    ):
+        assert message in str(caught.value)
+    out = tmp_path / "out"
+    assert run(file, out).exit_code == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [["a"], ["a", "b", "c"], ["a", "b", "--out", "o"], [".", "--out", "o"]])
+def test_compare_takes_two_reports_or_one_file(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    assert result.exit_code == 2
+    assert "give two report folders alone, or one experiment's YAML file and --out DIR" in result.stderr
+
+
+def test_full_tries_everything_in_full(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def stops(experiment: Any, **_options: object) -> None:
+        asked.append(experiment.search)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(comparison, "run_comparison", stops)
+    run(write_experiment(tmp_path / "e.yaml", first), tmp_path / "o", "--full")
+    assert (asked[0].trials, asked[0].rungs) == ("all", ())
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
+def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parent.parent / "experiments" / f"{name}.yaml"
+    with pytest.raises(ConfigError, match="raw is missing") as caught:
+        load_experiment(file)
+    assert all("raw is missing" in problem for problem in caught.value.problems)
+    experiment = load_experiment(
+        file, overrides=[f"data.{problem.split('.')[1]}.raw={tmp_path}" for problem in caught.value.problems]
+    )
+    for data in experiment.of_data:
+        chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
+        assert chain.align is not None
+        assert chain.align.train.seed == 0
+        of_task = chain.tasks[experiment.task]
+        assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
+        assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)
