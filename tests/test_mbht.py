@@ -213,6 +213,22 @@ def test_hidden_entries_and_the_records_that_tell_of_them(log: Log, model: MBHT)
     assert num_told > 3 and num_checked > len(windows) + 10
 
 
+def test_histories_as_long_as_can_be(log: Log, model: MBHT) -> None:
+    """Both full: the last events of each, and the entry yet to come, which stands after all of them."""
+    short = cast(MBHT, random_model("mbht", "item", log, length=2, **VALUES))
+    w = weights_of(short)
+    rows = np.arange(len(log.histories.item))
+    _, fast_TD = preferences(short, log, target_windows(log.histories, "item", rows, length=2), "item")
+    targets = [(user, place) for user in log.users for place in range(len(user.items))]
+    num_full = 0
+    for (user, place), fast_D in zip(targets, fast_TD, strict=True):
+        known = [record for record in user.records if record.end < user.items[place].time][-2:]
+        entries = merged_entries(User(user.items[max(0, place - 2) : place + 1], known), min(place, 2))
+        num_full += len(entries) == 4
+        np.testing.assert_allclose(fast_D.numpy(), slow_mbht(w, entries, set())[-1], atol=1e-10)
+    assert num_full > 10
+
+
 def test_both_histories_as_one_sequence(log: Log) -> None:
     """Of every window: entries in order, the one yet to come, padding."""
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)

@@ -105,7 +105,7 @@ def test_a_saved_one_does_not_fit_other_code(
     ("name", "message"),
     [
         ("recent_items:SPECS", "SPECS in .*recent_items.py is not there; did you mean 'SPEC'"),
-        ("recent_items:make", "is no ModelSpec; choices: SPEC"),
+        ("recent_items:RecentItems", "is no ModelSpec; choices: SPEC"),
         ("json:SPEC", r"put SPEC = ModelSpec\(\.\.\) there"),
         ("recent_items.py:SPEC", "no module 'recent_items.py'"),
         ("recent-items:SPEC", "expected package.module:SPEC"),

@@ -218,7 +218,7 @@ def test_requests_of_known_and_unseen_users(toy_dataset: Dataset, toy_text: Text
     assert recommend_comments(comments, by_hand, item="v05").is_empty()
 
 
-@pytest.mark.parametrize("name", ["sasrec", "lsvcr"])
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "lsvcr"])
 def test_answers_follow_the_weights(toy_dataset: Dataset, toy_text: TextTable, name: str) -> None:
     chosen = finetune_settings(name, "item").model_validate({"model": {"dim": 16, "num_heads": 2}})
     system = System.new(toy_dataset, text=toy_text, settings=chosen)

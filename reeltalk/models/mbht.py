@@ -10,8 +10,8 @@ Differs from the paper: the behaviours are item events, which are also the targe
     as the identity of the low-rank part, and padding is left out of every sum. Items compete that existed at the time.
 Checked against: a slow loop over one user in float64 (tests/test_mbht.py).
 
-Shapes: R rows and L positions of the packed item history, B users, S positions of the merged sequence, T the most there
-are, C rank, P positions of a coarser scale, H heads, D width, N items.
+Shapes: R rows and L positions of the packed item history, B users, S positions of the merged sequence, C rank,
+P positions of a coarser scale, H heads, D width, N items.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from reeltalk.data.batch import Batch
 from reeltalk.models.attention import MultiHeadAttention, dropout, masked_bias
 from reeltalk.models.cloze import drawn_hidden, is_next_hidden, is_start, next_columns
 from reeltalk.models.hypergraph import ItemHypergraph
-from reeltalk.models.merged import Merged
+from reeltalk.models.merged import Merged, longest_sequence
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
 
 BEHAVIOURS = 3  # hidden, item event, comment record
@@ -59,7 +59,7 @@ class MBHT(Recommender):
     def __init__(self, settings: MBHTSettings, items: Items, *, history_length: int) -> None:
         super().__init__()
         self.settings = settings
-        dim, longest = settings.dim, 2 * history_length + 1
+        dim, longest = settings.dim, longest_sequence(history_length)
         self.item_embedding = nn.Embedding(len(items.known_N), dim)
         self.hidden_entry = nn.Parameter(torch.empty(dim).normal_(std=0.02))
         self.position_embedding = nn.Embedding(longest, dim)

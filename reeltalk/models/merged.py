@@ -46,7 +46,7 @@ class Merged:
         order_M = time_M.argsort(stable=True)
         order_M = order_M[user_M[order_M].argsort(stable=True)]
         count_B = user_M.bincount()
-        length = -(-int(count_B.max()) // ALIGN) * ALIGN
+        length = _aligned(int(count_B.max()))
         place_M = torch.arange(len(user_M), device=user_M.device) - (count_B.cumsum(0) - count_B)[user_M[order_M]]
         slot_M = torch.empty_like(user_M).index_copy(0, order_M, user_M[order_M] * length + place_M)
 
@@ -62,6 +62,15 @@ class Merged:
             is_hidden_BS=laid_out(is_hidden_RL, torch.zeros_like(is_record_RL)),
             slot_RL=torch.zeros_like(items.segment_RL).masked_scatter(is_item_RL, slot_M[:num_items]),
         )
+
+
+def longest_sequence(history_length: int) -> int:
+    """The most positions that a sequence of two histories has, padding included."""
+    return _aligned(2 * history_length + 1)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGN) * ALIGN
 
 
 def _users(history: PackedHistory) -> Tensor:
