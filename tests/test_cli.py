@@ -45,8 +45,8 @@ def test_models_and_sources_are_listed_on_stdout() -> None:
     assert models.exit_code == 0
     rows = {line.split()[0]: line for line in models.stdout.splitlines()}
     assert rows["model"].split() == ["model", "tasks", "reads", "paper"]
-    assert all(part in rows["lsvcr"] for part in ("item, comment", "ids, text, both histories", "arXiv 2403.13574"))
-    assert "ids, item history" in rows["sasrec"]
+    assert all(part in rows["lsvcr"] for part in ("item, comment", "ids, text, items, records", "arXiv 2403.13574"))
+    assert "ids, items" in rows["sasrec"]
     assert "kuaicomt" in run("sources").stdout
 
 
