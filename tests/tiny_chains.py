@@ -67,12 +67,12 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             )
         return TextTable.load(out)
 
-    def finetune_from(dataset: Dataset, *, aligned: Path | None = None, out: Path, **options: Any) -> System:
+    def finetune_from(dataset: Dataset, *, start: Path | None = None, out: Path, **options: Any) -> System:
         calls.append("finetune")
         system = finetune(dataset, out=out, **options)
-        if aligned is not None:
+        if start is not None:
             held = read_manifest(out, "model")
-            parents = held.parents | {"aligned": read_manifest(aligned, "aligned").digest}
+            parents = held.parents | {"aligned": read_manifest(start, "aligned").digest}
             write_manifest(out, kind="model", config=held.config, parents=parents, facts=held.facts)
         return system
 
@@ -81,5 +81,5 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(runner, "finetune", finetune_from)
-    monkeypatch.setattr(runner, "start_settings", lambda settings, aligned, text: settings)
+    monkeypatch.setattr(runner, "start_settings", lambda settings, start, text: settings)
     return calls
