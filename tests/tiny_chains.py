@@ -82,5 +82,5 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(runner, "finetune", finetune_from)
-    monkeypatch.setattr(runner, "start_settings", lambda settings, aligned, text: settings)
+    monkeypatch.setattr(runner, "start_settings", lambda settings, start, text: settings)
     return calls
