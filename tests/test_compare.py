@@ -24,7 +24,7 @@ from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
-from reeltalk.experiments import comparison
+from reeltalk.experiments import comparison, jobs
 from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import Job, Timing, do
@@ -297,6 +297,7 @@ def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
 
 def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "Workers", Inline)
+    monkeypatch.setattr(jobs, "REQUESTS", 5)
     file = write_experiment(
         tmp_path / "e.yaml",
         first,

@@ -83,7 +83,7 @@ def _plots(found: Standings, data: str, protocol: str, names: Sequence[str]) -> 
         values = {
             name: [table.standings[name].metrics[protocol][f"{metric}@{k}"].mean for k in found.ks] for name in names
         }
-        yield lines(f"{shown_metric(metric)} by K, {where}", found.ks, _series(found, table, values))
+        yield lines(f"{shown_metric(metric)} by K\n{where}", found.ks, _series(found, table, values))
     headline = headline_of(table.standings[names[0]].metrics[protocol])
     parts = table.standings[names[0]].parts
     for partition, title in PARTITION_TITLES.items():
@@ -92,7 +92,7 @@ def _plots(found: Standings, data: str, protocol: str, names: Sequence[str]) -> 
             name: [table.standings[name].parts[partition][segment].metrics[protocol][headline] for segment in segments]
             for name in names
         }
-        told = f"{shown_metric(headline)} by {title.lower()}, {where}"
+        told = f"{shown_metric(headline)} by {title.lower()}\n{where}"
         yield lines(told, segments, _series(found, table, by_segment), axis=title.lower())
 
 

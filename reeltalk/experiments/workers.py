@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+PATIENCE = 5.0  # seconds that an interrupted process has to end by itself
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -44,7 +46,7 @@ class Workers(Generic[Job, Result]):
     """Processes that each do one job at a time; the processor's cores are shared out between them.
 
     `function` is a module's own, takes a job and returns a result; both travel between processes. What it prints goes
-    to the file `log`. Leaving the context ends the processes at once, with what they are doing.
+    to the file `log`. Leaving the context interrupts what they are doing and ends them.
     """
 
     def __init__(self, function: Callable[[Job], Result], *, count: int, log: Path) -> None:
@@ -57,8 +59,12 @@ class Workers(Generic[Job, Result]):
 
     def __exit__(self, *_error: object) -> None:
         for worker in self._workers:
-            worker.process.kill()  # a step's folder is whole or goes on, whenever it ends
+            worker.connection.close()  # which ends one that is idle
+            if worker.job is not None and worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGINT)
         for worker in self._workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()  # a step's folder is whole or goes on, whenever its process ends
             worker.process.join()
         self._workers = []
 
@@ -124,7 +130,6 @@ def _few_threads(count: int) -> Iterator[None]:
 
 def _serve(connection: Connection, function: Callable[[Any], Any], log: str) -> None:
     """The life of a worker: jobs in, results out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
@@ -132,7 +137,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any], log: str) -> 
     while True:
         try:
             job = connection.recv()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         connection.send(function(job))
 
