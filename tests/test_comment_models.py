@@ -87,13 +87,9 @@ def mha(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
 
 def adapted(w: Weights, text: Vector) -> Vector:
     """UniSRec, eq 2 to 4, without the noise of training."""
-    num_experts = len(w["text_map.experts.shift_GE"])
-    matrices = np.split(w["text_map.experts.linear.weight"], num_experts)
-    shares = softmax(linear(w, "text_map.gate", text).tolist())
-    return mixture(
-        shares,
-        [matrix @ (text - b) for matrix, b in zip(matrices, w["text_map.experts.shift_GE"], strict=True)],
-    )
+    shares = softmax([float(row @ text) for row in w["text_map.gate_GE"]])
+    experts = zip(w["text_map.weight_GDE"], w["text_map.shift_GE"], strict=True)
+    return mixture(shares, [weight @ (text - shift) for weight, shift in experts])
 
 
 def unisrec_c(w: Weights, log: Log, past: list[Record], item: int) -> Vector:

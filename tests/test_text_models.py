@@ -112,9 +112,9 @@ def test_gates_are_noisy_in_training_only() -> None:
     text_ME = torch.randn(2_000, 6)[:1].expand(2_000, -1)
     adaptor.eval()
     assert torch.equal(adaptor(text_ME)[0], adaptor(text_ME)[1])
-    # gates at zero: logits are noise of deviation softplus(x W3), and what comes out is linear in the gates
+    # gates at zero: logits are noise of deviation softplus(x W3) + .01, and what comes out is linear in the gates
     noisy_MD = adaptor.train()(text_ME)
-    deviation_G = torch.nn.functional.softplus(text_ME[0] @ adaptor.noise_GE.T)
+    deviation_G = torch.nn.functional.softplus(text_ME[0] @ adaptor.noise_GE.T) + 0.01
     share_MG = (torch.randn(200_000, 3) * deviation_G).softmax(-1)
     whitened_GD = torch.einsum("gde,e->gd", adaptor.weight_GDE, text_ME[0])
     expected_MD = share_MG @ whitened_GD

@@ -24,6 +24,8 @@ from reeltalk.models.cosine_transformer import CosineTransformer
 from reeltalk.models.recommender import Items, initialise
 from reeltalk.precision import as_factor
 
+NOISE_FLOOR = 1e-2  # of the gates' deviation, as in the authors' program
+
 
 class UniSRecSettings(TransformerSettings):
     """Sizes and switches of UniSRec; defaults are its authors'."""
@@ -54,7 +56,7 @@ class Adaptor(nn.Module):
         x_ME = as_factor(text_ME, self.weight_GDE)
         gate_MG = F.linear(x_ME, self.gate_GE)
         if self.training:
-            gate_MG = gate_MG + torch.randn_like(gate_MG) * F.softplus(F.linear(x_ME, self.noise_GE))
+            gate_MG = gate_MG + torch.randn_like(gate_MG) * (F.softplus(F.linear(x_ME, self.noise_GE)) + NOISE_FLOOR)
         x_ME = dropout(x_ME, self.dropout, training=self.training)
         shift_GD = torch.einsum("gde,ge->gd", self.weight_GDE, self.shift_GE)
         whitened_MX = F.linear(x_ME, self.weight_GDE.flatten(0, 1), -shift_GD.flatten())
