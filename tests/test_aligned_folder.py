@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from test_align import encoded, small_settings
 from tiny_chains import write_config
 from tiny_llms import save_llm
@@ -179,7 +179,8 @@ def test_the_llm_is_loaded_where_the_run_is(
     with pytest.raises(InterruptedError), pytest.warns(UserWarning, match="GPU available but not used"):
         align(toy_dataset, text=text, settings=small_settings(llm), out=tmp_path / "a")
     assert asked == ["cpu"]
-    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)  # a trainer sets it for the whole process
+    whole_process: Any = rank_zero_only
+    monkeypatch.setattr(whole_process, "rank", whole_process.rank)  # a trainer sets it for the whole process
     for rank in range(2):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         settings = TrainerSettings(devices=2, accelerator="gpu", precision="float32")
