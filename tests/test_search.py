@@ -73,6 +73,7 @@ def test_workers_share_the_cores_and_keep_what_is_printed(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # print would write every word by itself
     with Workers(threads, count=2, log=tmp_path / "log") as workers:
         for job in range(3):
             workers.put(job)

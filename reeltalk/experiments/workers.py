@@ -134,6 +134,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any], log: str) -> 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
+    sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)  # whole lines, even where Python runs unbuffered
     while True:
         try:
             job = connection.recv()
