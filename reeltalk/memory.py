@@ -19,9 +19,7 @@ def keep_freed_memory() -> bool:
     time, one in kept memory 8 ms (32 MiB: 12.5 and 2.7 ms). The price: the process stays as large as it once was.
     """
     libc = _glibc()
-    return (
-        libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
-    )
+    return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
 def give_back_memory() -> None:
