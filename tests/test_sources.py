@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,21 @@ def test_threads_repeated_posts_count_once(tmp_path: Path) -> None:
     pl.concat([comments, comments[:4]]).write_parquet(raw / "comments.parquet")
     facts = prepared("threads", raw).manifest.facts
     assert (facts["num_comments"], facts["num_item_events"], facts["num_comment_events"]) == (7, 2, 3)
+
+
+def test_threads_from_a_day_on(tmp_path: Path) -> None:
+    since = int(datetime(2021, 11, 5, tzinfo=UTC).timestamp())
+    times: list[object] = [since + 10 * i for i in range(7)]
+    settings = {**ORDERED, "source": {"opened_from": "2021-11-05"}}
+    (tmp_path / "lost").mkdir()
+    for folder, changes in ((tmp_path, {}), (tmp_path / "lost", {"thread_id": [1, 1, 1, 1, 1, 1, 3]})):
+        raw = write_threads(folder / "raw", created=times, **changes)
+        threads = pl.read_parquet(raw / "threads.parquet")
+        threads.with_columns(created=pl.Series([since - 1, since])).write_parquet(raw / "threads.parquet")
+    assert "item_key" in told("threads", tmp_path / "lost" / "raw", settings)  # of no thread, old or new
+    dataset = prepared("threads", tmp_path / "raw", settings)
+    assert dataset.items["item_key"].to_list() == ["2"]
+    assert dataset.comments["comment_key"].to_list() == ["7"]
 
 
 def test_threads_in_another_unit_or_type(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ comments but give no comment event.
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from reeltalk.data.checks import column_problems, reading, rows_that
 from reeltalk.data.raw import EARLIEST, SECOND, RawLog
@@ -31,9 +32,13 @@ MILLISECONDS = 100_000_000_000  # as seconds this is the year 5138
 
 
 class Settings(BaseModel):
-    """The source has no settings."""
+    """What of the log is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    opened_from: date | None = Field(
+        None, description="the first day (UTC) whose threads are read; older ones are left out with all below them"
+    )
 
 
 def read(raw: Path, *, settings: Settings) -> RawLog:
@@ -47,7 +52,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             frames[name], found = _checked(pl.scan_parquet(path), COLUMNS[name], path)
             problems += found
     all_problems(DataError, f"{raw} cannot be used as it is:", problems)
-    threads, comments = frames["threads"], frames["comments"]
+    threads, comments = _opened_from(settings.opened_from, frames["threads"], frames["comments"])
     posts = comments.drop("text").unique("comment_id", keep="first", maintain_order=True)
     heading = pl.concat_str("forum", "title", separator=": ", ignore_nulls=True)
     body = pl.when(pl.col("body") != "").then("body")
@@ -95,6 +100,20 @@ def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple
         problems.append(f"{path}: created is before 2000-01-01 in {count:,} rows ({examples}); write Unix seconds")
     keys = pl.col(name for name in KEYS if name in (*columns, "author")).cast(pl.String)
     return frame.with_columns(keys, pl.col("created") * SECOND), problems
+
+
+def _opened_from(
+    first: date | None, threads: pl.LazyFrame, comments: pl.LazyFrame
+) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """The threads opened on that day or later, and the comments that are not of an older one."""
+    if first is None:
+        return threads, comments
+    start = datetime.combine(first, time(), UTC).timestamp() * SECOND
+    older = threads.filter(pl.col("created") < start)
+    return (
+        threads.filter(pl.col("created") >= start),
+        comments.join(older, on="thread_id", how="anti", maintain_order="left"),
+    )
 
 
 def _first_posts(threads: pl.LazyFrame, posts: pl.LazyFrame) -> pl.LazyFrame:
