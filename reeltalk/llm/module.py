@@ -16,14 +16,12 @@ from reeltalk.errors import ArtifactError
 from reeltalk.llm.feed import AlignBatches, AlignExample
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignTrainSettings
-from reeltalk.memory import give_back_memory
 from reeltalk.models.lsvcr import LSVCR
 from reeltalk.objectives import Terms, alignment_objective
 from reeltalk.training.trainer import StageModule
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 8_192, 65_536  # at once through the LLM
 _MEAN_LOSSES_OVER = 50  # steps, for what the manifest tells of the end
-_GIVE_BACK_EVERY = 10  # steps; of 4 GiB that a step needs, freed pieces had made 10 in 150 steps
 
 
 class AlignModule(StageModule):
@@ -124,8 +122,6 @@ class AlignModule(StageModule):
         before, self._began = self._began, time.perf_counter()  # making the batch is in it
         self.counts["seconds"] += self._began - before
         self.counts["warm_seconds"] += self._began - before if is_warm else 0.0
-        if self.batches.steps_done % _GIVE_BACK_EVERY == 0:
-            give_back_memory()
 
     def _count(self, example: AlignExample, losses: dict[str, Tensor]) -> None:
         """What all processes read and lose in this step; they wait for one another, so seconds are this one's alone."""
