@@ -1,9 +1,9 @@
 """Caser: convolutions over the last few items, taken as an image of positions and features.
 
 Paper: Tang and Wang, Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding (WSDM 2018),
-    arXiv 1809.07426. The image E of the last items: `Caser._windows`; horizontal filters (eq 3 to 5): `_horizontal`;
-    vertical filters (eq 6 to 8): `_vertical`; the layer z (eq 9) and the output layer W' z + b' (eq 10):
-    `item_preferences`, `item_vectors`.
+    arXiv 1809.07426. The image E of the last items (eq 2): `Caser._windows`; horizontal filters (eq 3 to 5):
+    `_horizontal`; vertical filters (eq 6 to 8): `_vertical`; the layer z (eq 9) and the output layer W' z + b'
+    (eq 10): `item_preferences`, `item_vectors`.
 Differs from the paper: no user embedding P_u in eq 10, as users are open-ended here: one who was never trained on has a
     preference like any other. Horizontal filters have biases, as in public implementations. Exact softmax over all
     items for the next one, in place of binary cross-entropy with sampled negatives for the next few.
@@ -25,7 +25,7 @@ from reeltalk.models.recommender import Items, Recommender, initialise
 
 
 class CaserSettings(BaseModel):
-    """Sizes of Caser; defaults as in RecBole."""
+    """Sizes of Caser; defaults as in RecBole 1.0, which sees the whole history, and the window of public code."""
 
     model_config = ConfigDict(extra="forbid")
 

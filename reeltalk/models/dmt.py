@@ -1,15 +1,15 @@
 """DMT: a transformer for each behaviour, and a mixture of experts over what they make of it.
 
 Paper: Gu et al., Deep Multifaceted Transformers for Multi-objective Ranking in Large-Scale E-commerce Recommender
-    Systems (CIKM 2020). Section 3.2, embeddings: `_placed`; 3.3, one encoder and one decoder a behaviour: `_interest`;
-    3.4, experts, gate and tower: `_mixed`. The behaviours are item events, and comment records as events of their item.
+    Systems (CIKM 2020). Section 4.1, embeddings: `_placed`; 4.2, positions, one encoder and one decoder a behaviour:
+    `_placed`, `_interest`; 4.3, experts, gate and tower: `_mixed`. The behaviours are item events, and comment records
+    as events of their item.
 Differs from the paper: it ranks given candidates, with the candidate as the decoder's query; here a learned query takes
     its place, and the tower is one linear layer that ends in a vector instead of a number, so that one pass gives the
     preference after every event and a score is a dot product. Encoders are causal for it, and at an event the records
-    are read as known before the next one. The decoder has no self-attention, which over a single query does nothing.
-    One task, so one gate and one tower. Left out: further tasks and their loss, the bias tower (it reads where on a
-    page an item was shown, which logs of events do not tell), categories, brands and dense features. Exact softmax over
-    all items.
+    are read as known before the next one. GELU in place of ReLU in encoders and decoders. One task, so one gate
+    (linear) and one tower. Left out: further tasks and their loss, the bias tower (it reads where on a page an item was
+    shown, which logs of events do not tell), categories, brands and dense features. Exact softmax over all items.
 Checked against: a slow loop over one user in float64 (tests/test_dmt.py).
 """
 

@@ -1,9 +1,9 @@
 """DSSM: the watched title and a comment through a network each; near to each other where the comment is chosen.
 
-Paper: Huang et al., Learning Deep Structured Semantic Models for Web Search using Clickthrough Data (CIKM 2013). Eq 3
-    `Tower`; eq 4, cosine of both sides, and the smoothing factor of eq 5 `comment_vectors`, `comment_preferences`.
-    As LSVCR's baseline (its section 5.1.2) the query is the title of the watched item and the documents its comments.
-    Nothing of the user is read: there the model has no comment history and no personal information at all.
+Paper: Huang et al., Learning Deep Structured Semantic Models for Web Search using Clickthrough Data (CIKM 2013).
+    Eq 3, 4 `Tower`; eq 5, cosine of both sides, and the smoothing factor of eq 6 `comment_vectors`,
+    `comment_preferences`. As LSVCR's baseline it has no comment history and lacks personal information (its section
+    5.2), so nothing of the user is read: the query is the title of the watched item, the documents are its comments.
 Differs from the paper: a text encoder's vectors in place of hashed letter trigrams; a network for each side (LSVCR's
     "dual encoders"); 64 outputs as LSVCR's other baselines have, not 128.
 Checked against: a slow float64 loop (tests/test_comment_models.py).
@@ -24,7 +24,7 @@ from reeltalk.models.recommender import Items, Recommender
 
 
 class DSSMSettings(BaseModel):
-    """Sizes of DSSM; defaults are the paper's, the width LSVCR's."""
+    """Sizes of DSSM; defaults are the paper's, the width LSVCR's; the paper gives no number for the smoothing."""
 
     model_config = ConfigDict(extra="forbid")
 

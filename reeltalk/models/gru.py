@@ -4,7 +4,7 @@ Paper: LSVCR's baseline "GRU" (arXiv 2403.13574, section 5.1.2). Cell: Cho et al
     RNN Encoder-Decoder (2014), arXiv 1406.1078, eq 5 to 8. The last state as user vector: An et al., LSTUR (ACL 2019),
     section 3.2; its long-term vector starts the recurrence, as in LSTUR-ini.
 Differs from the paper: the long-term vector is one for all, not one a user: no model here knows users by an id, so that
-    people unseen in training can be served.
+    people unseen in training can be served. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow float64 loop (tests/test_comment_models.py).
 
 Shapes: R rows, L positions, D width, E text width, U texts, T targets, S histories, P steps.

@@ -1,7 +1,7 @@
 """GRU4Rec: a recurrent network over item ids.
 
 Paper: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks (ICLR 2016), arXiv 1511.06939.
-    Section 3.1, the gated recurrent unit: `GRU4Rec.gru`; section 3.1.1, input and output layer: `item_preferences`,
+    Section 3, the gated recurrent unit (eq 2 to 5): `GRU4Rec.gru`; section 3.1, input and output: `item_preferences`,
     `item_vectors`.
 Differs from the paper: as commonly trained today (RecBole's defaults), with item embeddings in place of one-hot input,
     which also are the output layer after a linear map to their width, and dropout on them; exact softmax over all items

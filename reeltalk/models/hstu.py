@@ -1,8 +1,8 @@
 """HSTU: attention without softmax, which looks at what lies how far back, in entries and in time.
 
 Paper: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-    Recommendations (ICML 2024), arXiv 2402.17152. Section 3.1: eq 1, 2, 3 `HSTULayer.forward`; rab^{p,t}:
-    `time_buckets`, `HSTULayer.bias`.
+    Recommendations (ICML 2024), arXiv 2402.17152. Pointwise projection, spatial aggregation and pointwise
+    transformation (eq 1, 2, 3): `HSTULayer.forward`; rab^{p,t}: `time_buckets`, `HSTULayer.bias`.
 Differs from the paper: items alone, without actions between them; exact softmax over all items, not sampled ones. What
     the paper leaves open is as in its public code: a layer's input is normalised, the sum of eq 2 is divided by the
     greatest length of a history, times count back from the next target's, input and output are as `item_preferences`

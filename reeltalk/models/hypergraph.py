@@ -16,7 +16,7 @@ LEAST_WEIGHT = 0.01  # of an entry in the hyperedge of an item that is not simil
 class ItemHypergraph(nn.Module):
     """Hyperedges join entries by the similarity of their items, and the entries of one item; two convolutions.
 
-    Paper: MBHT, section 3.2 (see `reeltalk.models.mbht`).
+    Paper: MBHT (see `reeltalk.models.mbht`).
     """
 
     def __init__(self, dim: int, *, num_channels: int, num_similar: int, neighbours: tuple[int, int]) -> None:

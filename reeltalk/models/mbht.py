@@ -32,7 +32,7 @@ BEHAVIOURS = 3  # hidden, item event, comment record
 
 
 class MBHTSettings(BaseModel):
-    """Sizes of MBHT; defaults as in its authors' settings, those of scales and neighbours for shorter histories."""
+    """Sizes of MBHT; defaults as in its authors' settings, neighbours as for Retail, scales for shorter histories."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,7 +1,7 @@
 """MHA: multi-head self-attention over the records of comments, then additive attention.
 
 Paper: LSVCR's baseline "MHA" (arXiv 2403.13574, section 5.1.2). Wu et al., Neural News Recommendation with Multi-Head
-    Self-Attention (NRMS, EMNLP 2019), user encoder, eq 5 to 8. No positions, residuals or feed-forward layers there.
+    Self-Attention (NRMS, EMNLP 2019), user encoder, eq 6 to 10. No positions, residuals or feed-forward layers there.
 Differs from the paper: a record looks at the records up to it, not at later ones, so that one pass serves every prefix;
     heads have query, key and output matrices (Vaswani et al.) where NRMS has one bilinear form. A learned entry stands
     for the records of someone who has none.

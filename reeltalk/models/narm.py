@@ -1,9 +1,9 @@
 """NARM: a recurrent network whose every state looks back, by additive attention, for what the user is after.
 
-Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arXiv 1711.04725. Section 3.3, global
-    encoder (eq 5): the state itself; section 3.4, local encoder (eq 6): `NARM._local`, with its weights
-    alpha_tj = v . sigmoid(A1 h_t + A2 h_j) in `additive_scores`, which are not normalised; section 3.5, both joined and
-    the bilinear decoder emb . B c: `item_preferences`.
+Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arXiv 1711.04725. Global encoder
+    (eq 5): the state itself; local encoder (eq 6): `NARM._local`, with its weights (eq 7, 8)
+    alpha_tj = v . sigmoid(A1 h_t + A2 h_j) in `additive_scores`, which are not normalised; both joined (eq 9) and the
+    bilinear decoder emb . B c (eq 10): `item_preferences`.
 Differs from the paper: RecBole's sizes. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
@@ -40,7 +40,7 @@ class NARMSettings(BaseModel):
 
 
 class NARM(Recommender):
-    """The two encoders share one recurrent network: their states have the same values, as in the paper."""
+    """The two encoders share one recurrent network: their states have the same values, as in its authors' code."""
 
     has_start = False
 

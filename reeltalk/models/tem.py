@@ -5,7 +5,8 @@ Paper: Bi et al., A Transformer-based Embedding Model for Personalized Product S
     LSVCR's baseline (its section 5.1.2) the query is the title of the watched item, purchases are records of comments.
 Differs from the paper: a record looks at the records up to it, and not at the query, so that one pass serves every
     target of a user; with one layer nothing but the query's place is read, and it is the paper's. Text vectors stand
-    for queries and items, in place of embeddings learnt as a language model. Learned positions, GELU.
+    for queries and items, in place of embeddings learnt as a language model. Learned positions, where its authors'
+    program has fixed ones.
 Checked against: a slow float64 loop (tests/test_comment_models.py).
 
 Shapes: R rows, L positions, Q queries of a row, M queries and entries of a row, D width, E text width, U texts,
@@ -26,7 +27,7 @@ from reeltalk.models.recommender import Items, initialise
 
 
 class TEMSettings(CommentSettings):
-    """Sizes of TEM; layers as in its authors' program."""
+    """Sizes of TEM; layers as its authors' program has them by default, where its instructions for TEM say one."""
 
     num_layers: int = Field(2, gt=0)
     num_heads: int = Field(2, gt=0)

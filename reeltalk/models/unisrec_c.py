@@ -1,8 +1,9 @@
 """UniSRec_C: UniSRec's model over comments in place of items.
 
 Paper: Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems (KDD 2022), arXiv
-    2206.05941: eq 2 to 4 `unisrec.Adaptor`; eq 5, 6 the transformer over the records; the temperature of
-    its contrastive losses. LSVCR's baseline (arXiv 2403.13574, section 5.1.2) mirrors this structure for comments.
+    2206.05941: parametric whitening and mixture of experts `unisrec.Adaptor`; the transformer over the records; the
+    temperature of its contrastive losses. LSVCR's baseline (arXiv 2403.13574, section 5.1.2) mirrors this structure for
+    comments.
 Differs from the paper: no pre-training on other domains; a record is the mean of its comments' embeddings. A learned
     entry stands for the records of someone who has none.
 Checked against: a slow float64 loop (tests/test_comment_models.py).
