@@ -29,6 +29,7 @@ from reeltalk.training.start import PRETRAINED
 from reeltalk.training.system import WEIGHTS, System, load_system
 
 SMALL: dict[str, dict[str, Any]] = {
+    "s3rec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1},
     "unisrec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1, "num_experts": 2},
     "vqrec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1, "num_codebooks": 4, "num_codes": 8},
 }

@@ -54,11 +54,12 @@ def train_system(
     text: TextTable | None,
     parents: Mapping[str, str] | None = None,
     objective: Objective | None = None,
+    kept: System | None = None,
 ) -> None:
     """Train by the task's objective, or another, and write a folder of this kind.
 
     The weights kept are those of the epoch with the best validation value. `parents`: what it was made from besides
-    dataset and text.
+    dataset and text. `kept`: the system whose weights are written, where it is a part of the one that is trained.
     """
     settings, dataset = system.settings, system.dataset
     train = settings.train
@@ -78,7 +79,7 @@ def train_system(
     )
     fit(trainer, module, out, is_resumed=is_resumed)
     if trainer.is_global_zero:
-        facts = _finish(out, module, best) | {
+        facts = _finish(out, module, best, kept or system) | {
             "dataset": str(dataset.path.resolve()),
             "text": None if text is None else str(text.path.resolve()),
         }
@@ -87,17 +88,17 @@ def train_system(
     trainer.strategy.barrier()
 
 
-def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint) -> dict[str, object]:
-    """Keep the best weights; returns what is worth telling."""
+def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: System) -> dict[str, object]:
+    """Write the best weights of the system that is kept; returns what is worth telling."""
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(weights)
-    own = {name: value for name, value in module.system.state_dict().items() if not name.startswith(TEXTS)}
+    own = {name: value for name, value in kept.state_dict().items() if not name.startswith(TEXTS)}
     save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)
     if module.system.texts is not None:
         module.system.texts.encoder.finish(module.system.dataset, out)
     return {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
-        "num_parameters": sum(parameter.numel() for parameter in module.system.own_parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in kept.own_parameters()),
         "seconds": round(module.seconds, 1),
         "peak_bytes": peak_bytes(),
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reeltalk.artifacts import Manifest, folder_kind, read_manifest, require_parent
 from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.models import model_spec
 from reeltalk.models.lsvcr import LSVCRSettings
 from reeltalk.pretraining import pretraining_of
 from reeltalk.text.table import TextTable
@@ -84,7 +85,8 @@ def _pretrained_sizes(settings: FinetuneSettings, start: Path, text: TextTable |
         raise ConfigError(
             f"{start} holds a pre-trained {name}, which is no start for {settings.name}; give --model {name}"
         )
-    if encoding is not None and (text is None or text.encoding != encoding):
+    reads_text = model_spec(name, settings.task).reads_text
+    if reads_text and encoding is not None and (text is None or text.encoding != encoding):
         held = "no text is given" if text is None else f"{text.path} holds text vectors {text.encoding}"
         raise ArtifactError(
             f"{held}, but {start} was pre-trained on {encoding} ({manifest.facts['text']}); run `reeltalk encode` on "
