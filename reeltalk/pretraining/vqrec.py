@@ -1,7 +1,7 @@
 """What VQ-Rec is pre-trained for: to tell the next item from others, and from made-up ones.
 
-Paper: Hou et al. (WWW 2023), arXiv 2210.12316, section 3.3. A made-up (semi-synthetic) item has some of an item's codes,
-    the rest drawn anew: `redrawn`.
+Paper: Hou et al. (WWW 2023), arXiv 2210.12316, section 3.3. A made-up (semi-synthetic) item has some of an item's
+    codes, the rest drawn anew: `redrawn`.
 Differs from the paper: at every position, as UniSRec's; a target competes with what was made of all items of the batch,
     not of itself alone. One dataset, so no mixed domains.
 Checked against: loops in float64 (tests/test_pretraining.py).
