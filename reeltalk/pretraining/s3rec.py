@@ -119,7 +119,7 @@ def s3rec_objective(model: S3RecInPretraining, batch: Batch, targets: ItemTarget
     history = model.whole(batch.items, targets)
     item_U = history.item_RL[history.segment_RL > 0].unique()  # type: ignore[no-untyped-call]
     items = Choices(item_U, model.item_vectors()[item_U])
-    title_V = model.title_N[item_U].unique()
+    title_V = model.title_N[item_U].unique()  # type: ignore[no-untyped-call]
     titles = Choices(title_V[title_V > 0], model.attributes(title_V[title_V > 0]))
     terms: Terms = {}
     if settings.item_attribute:

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ConfigError
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule, Objective
 from reeltalk.training.settings import FinetuneSettings
-from reeltalk.training.start import start_from, start_settings
+from reeltalk.training.start import needs_start, start_from, start_settings
 from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
 from reeltalk.training.texts import trained_texts
 from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
@@ -31,12 +32,14 @@ def finetune(
     `start`, a folder that `reeltalk align` or `reeltalk pretrain` wrote, is what it starts from; `text` was then
     encoded by the aligned model, or as for pre-training. With `text.trained_encoder` the folder also holds the encoder
     and its own text vectors. Raises ArtifactError where `out` holds something else or a run with other settings, or
-    text or start do not belong together, ConfigError where the model reads text and there is none or cannot start
-    there, DataError where the dataset has nothing to learn the task from.
+    text or start do not belong together, ConfigError where the model reads text and there is none, cannot start
+    there or would keep random weights, DataError where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
     if start is not None:
         settings = start_settings(settings, start, text)
+    elif problem := needs_start(settings):
+        raise ConfigError(f"{problem}; --pretrained names the folder")
     system = System.new(dataset, text=text, settings=settings)
     parents = {} if start is None else start_from(system, start)
     texts = trained_texts(dataset, text, settings)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from reeltalk.artifacts import Manifest, folder_kind, read_manifest, require_par
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.models import model_spec
 from reeltalk.models.lsvcr import LSVCRSettings
-from reeltalk.pretraining import pretraining_of
+from reeltalk.pretraining import PRETRAINING, pretraining_of
 from reeltalk.text.table import TextTable
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.system import WEIGHTS, System
@@ -35,13 +36,46 @@ def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | No
     else:
         sizes = _aligned_sizes(settings, start, text)
     model = settings.model
-    for name, size in sizes.items():
-        if getattr(model, name) not in (size, type(model).model_fields[name].default):
-            raise ConfigError(
-                f"model.{name}={getattr(model, name)!r}, but it starts from {start}, where it is {sizes[name]!r}; "
-                "leave it out"
-            )
+    for name in _unlike(model, sizes):
+        raise ConfigError(
+            f"model.{name}={getattr(model, name)!r}, but it starts from {start}, where it is {sizes[name]!r}; "
+            "leave it out"
+        )
     return settings.model_copy(update={"model": model.model_copy(update=dict(sizes))})
+
+
+def size_problems(settings: FinetuneSettings, pretrained: FinetuneSettings) -> Iterator[str]:
+    """What keeps a model from starting where a pre-training with these settings will end."""
+    sizes = {name: getattr(pretrained.model, name) for name in pretraining_of(settings.name).sizes}
+    for name in _unlike(settings.model, sizes):
+        yield (
+            f"model.{name}={getattr(settings.model, name)!r}, but pretrain.model.{name}={sizes[name]!r}; leave it out, "
+            "as sizes are those of pre-training"
+        )
+    length, longest = settings.data.history_length, pretrained.data.history_length
+    if length < longest:
+        yield f"data.history_length={length}, but pretrain.data.history_length={longest}; lower that too"
+
+
+def _unlike(model: BaseModel, sizes: Mapping[str, object]) -> list[str]:
+    """The sizes that settings ask for otherwise; a default asks for nothing."""
+    fields = type(model).model_fields
+    return [name for name, size in sizes.items() if getattr(model, name) not in (size, fields[name].default)]
+
+
+def needs_start(settings: FinetuneSettings) -> str | None:
+    """What is wrong with training from fresh weights; None where nothing is.
+
+    A part that keeps its pre-trained weights would keep random ones.
+    """
+    kept = PRETRAINING[settings.name].kept if settings.name in PRETRAINING else ()
+    off = [name for name in kept if not getattr(settings.model, name)]
+    if not off:
+        return None
+    return (
+        f"model.{off[0]}=False keeps what was pre-trained, but nothing was: these weights would stay random; start "
+        f"from a pre-trained {settings.name}, or leave it out"
+    )
 
 
 def start_from(system: System, start: Path) -> dict[str, str]:
