@@ -52,8 +52,8 @@ def told(found: Standings) -> str:
         "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
         "are over the best other system in that metric, floors too, the oracle aside; p is of a paired t-test on "
         "per-user values averaged over seeds, Holm-corrected over all these other systems. Seconds are as trained, "
-        f"{found.jobs} at a time; start is alignment or pre-training. A request (the ten best for a user) is timed after "
-        "all training, one model after the other."
+        f"{found.jobs} at a time; start is alignment or pre-training. A request (the ten best for a user) is timed "
+        "after all training, one model after the other."
     )
 
 

@@ -130,12 +130,12 @@ class ExperimentSettings(Section):
         values = of_data.model_dump() | {"finetune": {self.task: tuned}, "evaluate": self.evaluate.model_dump()}
         # a seed that the file names stays, and the runs of all seeds then share one start
         starts = {"align": {}, "pretrain": {"data": tuned.get("data", {})}}
-        for start, asked in starts.items():
+        for start, given in starts.items():
             of_start = getattr(of_system, start)
             if of_start is None:
                 del values[start]
             else:
-                values[start] = merged(asked, {"train": {"seed": seed}}, getattr(of_data, start), of_start)
+                values[start] = merged(given, {"train": {"seed": seed}}, getattr(of_data, start), of_start)
         if of_system.encode_aligned is not None:
             values["encode_aligned"] = of_system.encode_aligned
         overrides = [f"finetune.{self.task}.{name}={json.dumps(value)}" for name, value in choice.items()]

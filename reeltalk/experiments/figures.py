@@ -71,7 +71,7 @@ def _table(
             for name in experiment.ours
             if name in runs
         },
-        chosen={line.system: _chosen(line, milliseconds) for line in lines},
+        chosen={line.system: chosen_of(line, milliseconds) for line in lines},
     )
 
 
@@ -141,7 +141,8 @@ def _measured(compared: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) ->
     yield from dict.fromkeys(pairs)
 
 
-def _chosen(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
+def chosen_of(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
+    """How a system came to its settings, and what they cost; `milliseconds` a request by model folder."""
     models = {cell.seed: cell.folders[cell.task] for cell in line.measured}
     facts = [facts_of(folder) for folder in models.values()]
     cost = Cost(
