@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
 
 def test_what_pretraining_alone_uses_is_left_behind(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
     """S3-Rec's maps are trained, and neither written nor counted; fine-tuning then asks for no text."""
-    settings = small_pretraining("s3rec", max_epochs=1)
+    settings = small_pretraining("s3rec", max_epochs=1, precision="bf16")
     manifest = pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "p")
     plain = System.new(toy_dataset, text=None, settings=settings)
     held = load_file(tmp_path / "p" / WEIGHTS)

@@ -25,11 +25,11 @@ class Pretraining:
     """What the step must know of a model's pre-training.
 
     sizes: settings of the model that fine-tuning must have as they were. fixed: settings that pre-training needs so.
-    of_text_alone: the weights know no item ids, so they start models of other datasets too. kept: settings that, off,
-    leave parts as they were pre-trained, and need a start for it.
+    of_text_alone: the weights know no item ids, so they start models of other datasets too. trains: settings that, off,
+    leave a part as it was pre-trained, and so need a start.
 
     around: makes, of the recommender and the text vectors of titles, the model that is trained and validated in its
-    place, with parts that fine-tuning is not given; where None, the recommender itself. All of them need text vectors.
+    place, with parts that fine-tuning is not given; where None, the recommender itself. All need text vectors.
     """
 
     settings: type[BaseModel]
@@ -37,7 +37,7 @@ class Pretraining:
     sizes: tuple[str, ...]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     of_text_alone: bool = False
-    kept: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
     around: Callable[..., Recommender] | None = None
 
 
@@ -50,7 +50,7 @@ PRETRAINING: dict[str, Pretraining] = {
         sizes=(*_TRANSFORMER, "num_experts"),
         fixed={"use_item_ids": False, "train_encoder": True},
         of_text_alone=True,
-        kept=("train_encoder",),
+        trains=("train_encoder",),
     ),
     "vqrec": Pretraining(VQRecPretraining, vqrec_objective, sizes=(*_TRANSFORMER, "num_codebooks", "num_codes")),
 }

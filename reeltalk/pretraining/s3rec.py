@@ -31,7 +31,6 @@ from reeltalk.models.cloze import is_end
 from reeltalk.models.recommender import Recommender, initialise
 from reeltalk.models.s3rec import S3Rec
 from reeltalk.objectives import Terms
-from reeltalk.precision import as_factor
 
 
 class S3RecPretraining(BaseModel):
@@ -91,7 +90,7 @@ class S3RecInPretraining(Recommender):
 
     def attributes(self, item_V: Tensor) -> Tensor:
         """e_a of items' titles: [V, D]."""
-        attribute_VD: Tensor = self.attribute(as_factor(self.title_vectors_NE[item_V], self.attribute.weight))
+        attribute_VD: Tensor = self.attribute(self.title_vectors_NE[item_V].to(self.attribute.weight.dtype))
         return attribute_VD
 
     def whole(self, history: PackedHistory, targets: ItemTargets | None = None) -> PackedHistory:

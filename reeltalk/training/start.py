@@ -64,12 +64,9 @@ def _unlike(model: BaseModel, sizes: Mapping[str, object]) -> list[str]:
 
 
 def needs_start(settings: FinetuneSettings) -> str | None:
-    """What is wrong with training from fresh weights; None where nothing is.
-
-    A part that keeps its pre-trained weights would keep random ones.
-    """
-    kept = PRETRAINING[settings.name].kept if settings.name in PRETRAINING else ()
-    off = [name for name in kept if not getattr(settings.model, name)]
+    """What is wrong with fresh weights to train from, where a part of them would stay as it is; None where nothing."""
+    trains = PRETRAINING[settings.name].trains if settings.name in PRETRAINING else ()
+    off = [name for name in trains if not getattr(settings.model, name)]
     if not off:
         return None
     return (
