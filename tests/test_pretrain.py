@@ -26,6 +26,7 @@ from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.pretraining import PRETRAINING
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.finetune import finetune
+from reeltalk.training.module import Example, FinetuneModule
 from reeltalk.training.pretrain import PretrainSettings, pretrain, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.start import PRETRAINED
@@ -116,11 +117,10 @@ def test_a_model_of_codes_keeps_them(toy_dataset: Dataset, toy_text: TextTable, 
     assert torch.equal(system.item_vectors(), load_system(tmp_path / "m").item_vectors())
 
 
-@pytest.mark.parametrize("name", ["s3rec", "unisrec"])
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
-    name: str, toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
 ) -> None:
-    settings = small_pretraining(name, max_epochs=40, patience=40, batch_size=8, checkpoint_seconds=0.2)
+    settings = small_pretraining("unisrec", max_epochs=40, patience=40, batch_size=8, checkpoint_seconds=0.2)
     save_settings(settings, tmp_path / "config.yaml")
     pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "unbroken")
     command = [sys.executable, "-m", "reeltalk", "pretrain", str(toy_dataset.path), "--text", str(toy_text.path)]
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
         finetune(
             toy_dataset,
             text=toy_text,
-            settings=next_to_nothing(name),
+            settings=next_to_nothing("unisrec"),
             out=tmp_path / "m",
             start=tmp_path / "killed",
         )
@@ -160,6 +160,28 @@ def test_what_pretraining_alone_uses_is_left_behind(toy_dataset: Dataset, toy_te
     )
     assert read_manifest(tmp_path / "m", "model").facts["num_parameters"] == manifest.facts["num_parameters"]
     torch.testing.assert_close(system.state_dict(), held, atol=1e-6, rtol=0)
+
+
+def test_an_interrupted_run_goes_on_with_what_pretraining_alone_uses(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_pretraining("s3rec", max_epochs=2, patience=2, batch_size=8, checkpoint_seconds=1e-9)
+    pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "unbroken")
+    steps: list[int] = []
+    training_step = FinetuneModule.training_step
+
+    def stops_once(self: FinetuneModule, batch: Example, batch_idx: int) -> torch.Tensor:
+        steps.append(self.trainer.global_step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FinetuneModule, "training_step", stops_once)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "broken")
+    pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "broken")
+    assert steps[5] > 0, "the second run went on, not from the start"
+    assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
