@@ -160,16 +160,14 @@ def write_manifest(
     return manifest
 
 
-def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raise ArtifactError where `out` holds something that this step would destroy."""
+def refuse_existing(out: Path, *, overwrite: bool | None) -> None:
+    """Raise ArtifactError where `out` holds something that this step would destroy; None: it replaces no folder."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if overwrite and (out / MANIFEST).is_file():
         return
-    way_out = (
-        "choose another folder" if overwrite else "choose another folder, or pass --overwrite to replace a finished one"
-    )
-    raise ArtifactError(f"{out} already exists and is not empty; {way_out}")
+    way_out = ", or pass --overwrite to replace a finished one" if overwrite is False else ""
+    raise ArtifactError(f"{out} already exists and is not empty; choose another folder{way_out}")
 
 
 @contextmanager
@@ -210,7 +208,9 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
         raise ArtifactError(
             f"{out} was begun with other settings ({'; '.join(changed)}); go on with those, or choose another folder"
         )
-    refuse_existing(out, overwrite=False)
+    if (out / MANIFEST).is_file():
+        raise ArtifactError(f"{out} already exists, finished; choose another folder, or delete it to make it anew")
+    refuse_existing(out, overwrite=None)
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
     return False

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "training": GROUND | {"data", "text", "losses", "models", "objectives", "pretraining", "evaluation"},
     "llm": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training"},
     "api": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training", "llm"},
-    "experiments": GROUND | {"data", "text", "losses", "models", "objectives", "evaluation", "training", "llm", "api"},
+    "experiments": GROUND
+    | {"data", "text", "losses", "models", "objectives", "pretraining", "evaluation", "training", "llm", "api"},
 }
 TORCH_IN_DATA = {"data/batch.py"}  # a dataset knows no torch; a batch is made of tensors
 

@@ -153,6 +153,46 @@ def test_alignment_stands_between_two_encodings(
         list(run_chain(other, out=tmp_path / "o"))
 
 
+def test_pretraining_stands_before_finetuning(done: Path, config: Path, tmp_path: Path) -> None:
+    """Of a model that reads no text: texts are encoded for its pre-training, and no part of the model."""
+    given = ["source=null", "raw=null", "prepare={}", f"dataset={done / 'data'}", "finetune.comment=null"]
+    item = "finetune.item={name: s3rec, train: {max_epochs: 1, batch_size: 16}}"
+    start = "pretrain={model: {dim: 16, num_layers: 1}, train: {max_epochs: 1, batch_size: 16}}"
+    settings = load_chain(config, overrides=[*given, item, start, f"text={done / 'text'}"])
+    steps = [each.step for each in run_chain(settings, out=tmp_path / "o")]
+    assert steps == ["data", "text", "pretrained", "item", "item-report"]
+    pretrained, held = (
+        read_manifest(tmp_path / "o" / name, kind) for name, kind in (("pretrained", "pretrained"), ("item", "model"))
+    )
+    assert set(held.parents) == {"dataset", "pretrained"}
+    assert held.parents["pretrained"] == pretrained.digest
+    assert (held.config["model"]["dim"], held.facts["text"]) == (16, None)
+    before = manifests(tmp_path / "o")
+    assert all(each.was_there for each in run_chain(settings, out=tmp_path / "o"))
+    assert manifests(tmp_path / "o") == before
+    other = load_chain(base=settings, overrides=["pretrain.loss.hidden_share=0.4"])
+    with pytest.raises(ArtifactError, match=r"pretrained was made with other settings \(loss\.hidden_share: 0\.2 then"):
+        list(run_chain(other, out=tmp_path / "o"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["finetune.item={name: sasrec}", "pretrain={}"], "'sasrec' has no pre-training; did you mean 's3rec'?"),
+        (["finetune.comment={}", "pretrain={}"], "give finetune.item, or leave out pretrain"),
+        (["finetune.item={name: s3rec}", "pretrain={}", "align={}"], "align and pretrain are two starts"),
+        (["finetune.item={name: s3rec, model: {dim: 8}}", "pretrain={}"], "dim=8, but pretrain.model.dim=64"),
+        (["finetune.item={name: s3rec, data: {history_length: 9}}", "pretrain={}"], "history_length=9, but pretrain"),
+        (["finetune.item={name: unisrec, model: {train_encoder: false}}"], "a pretrain section makes one"),
+        (["finetune.item={name: s3rec}", "pretrain.loss.hiden_share=1"], "did you mean 'hidden_share'?"),
+    ],
+)
+def test_what_cannot_start_from_pretraining_is_told_before_anything_runs(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_chain(overrides=["dataset=x", *overrides])
+    assert message in str(caught.value)
+
+
 def test_training_on_several_devices_is_left_to_the_step_itself(done: Path, config: Path, tmp_path: Path) -> None:
     given = ["source=null", "raw=null", "prepare={}", f"dataset={done / 'data'}", f"text={done / 'text'}"]
     settings = load_chain(config, overrides=[*given, "finetune.*.train.devices=2"])

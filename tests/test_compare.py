@@ -20,12 +20,14 @@ from tiny_chains import MODEL, fake_alignment, manifests
 from typer.testing import CliRunner, Result
 
 from reeltalk.api import encode
+from reeltalk.artifacts import read_manifest
 from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments import comparison, jobs
 from reeltalk.experiments.comparison_page import page
+from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import Job, Timing, do
 from reeltalk.experiments.loading import load_experiment
@@ -295,6 +297,37 @@ def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
     assert len([line for line in told if "first: data" in line]) == 1
 
 
+def test_systems_share_a_pretraining_and_its_seconds_are_told(first: dict[str, str], tmp_path: Path) -> None:
+    """Once a data set where its seed is fixed, on histories as fine-tuning reads them; a grid cannot ask for sizes."""
+    train = {"max_epochs": 1, "batch_size": 16}
+    s3rec = {"model": "s3rec", "grid": {"train.learning_rate": [0.01]}}
+    systems = {
+        "each": s3rec | {"pretrain": {"model": SMALL, "train": train}},
+        "once": s3rec | {"pretrain": {"model": SMALL, "train": train | {"seed": 0}}},
+        "never": s3rec | {"finetune": {"model": SMALL}},
+    }
+    sections = {"ours": ["each"], "finetune": {"train": train, "data": {"history_length": 10}}}
+    file = write_experiment(tmp_path / "e.yaml", first, systems=systems, **sections)
+    lines, told = drive(file, tmp_path / "out")
+    assert [cell.error for line in lines for cell in line.cells] == [None] * 6
+    assert len([line for line in told if "pre-training, seed" in line]) == 2
+    assert len(list((tmp_path / "out" / "runs").glob("pretrained-*"))) == 2
+    models = {
+        line.system: [read_manifest(Path(cell.folders["item"]), "model") for cell in line.cells] for line in lines
+    }
+    starts = {system: [model.parents.get("pretrained") for model in of] for system, of in models.items()}
+    assert starts["each"][0] == starts["once"][0] == starts["once"][1] != starts["each"][1]
+    assert starts["never"] == [None, None]
+    held = read_manifest(Path(lines[0].cells[0].folders["pretrained"]), "pretrained")
+    assert held.config["data"]["history_length"] == 10
+    seconds = {line.system: chosen_of(line, {}).cost.start_seconds for line in lines}
+    assert seconds["once"] == held.facts["seconds"]
+    assert seconds["never"] is None
+    systems["each"]["grid"] = {"model.dim": [8, 16]}
+    with pytest.raises(ConfigError, match=r"each on first: model\.dim=8, but pretrain\.model\.dim=16; leave it out"):
+        load_experiment(write_experiment(tmp_path / "e.yaml", first, systems=systems, **sections))
+
+
 def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "Workers", Inline)
     monkeypatch.setattr(jobs, "REQUESTS", 5)
@@ -387,6 +420,12 @@ def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
         chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
         assert chain.align is not None
         assert chain.align.train.seed == 0
+        if name != "table3":
+            for system in ("s3rec", "unisrec", "vqrec"):
+                pretrained = experiment.chain(data, system, {}, seed=2)
+                assert pretrained.pretrain is not None
+                assert pretrained.pretrain.train.seed == 0
+                assert pretrained.pretrain.data == pretrained.tasks["item"].data
         of_task = chain.tasks[experiment.task]
         assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
         assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)

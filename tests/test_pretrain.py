@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,21 @@ from test_training import write_text_table
 
 from reeltalk.artifacts import read_manifest, write_manifest
 from reeltalk.config import save_settings
-from reeltalk.data.dataset import Dataset
+from reeltalk.data.batch import Batch, ItemTargets
+from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.pretraining import PRETRAINING
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.finetune import finetune
+from reeltalk.training.module import Example, FinetuneModule
 from reeltalk.training.pretrain import PretrainSettings, pretrain, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.start import PRETRAINED
 from reeltalk.training.system import WEIGHTS, System, load_system
 
 SMALL: dict[str, dict[str, Any]] = {
+    "s3rec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1},
     "unisrec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1, "num_experts": 2},
     "vqrec": {"dim": 16, "num_layers": 1, "inner_dim": 32, "dropout": 0.1, "num_codebooks": 4, "num_codes": 8},
 }
@@ -140,17 +145,89 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / WEIGHTS).read_bytes()
 
 
+def test_what_pretraining_alone_uses_is_left_behind(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    """S3-Rec's maps are trained, and neither written nor counted; fine-tuning then asks for no text."""
+    settings = small_pretraining("s3rec", max_epochs=1, precision="bf16")
+    manifest = pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "p")
+    plain = System.new(toy_dataset, text=None, settings=settings)
+    held = load_file(tmp_path / "p" / WEIGHTS)
+    assert {name: value.shape for name, value in held.items()} == {
+        name: value.shape for name, value in plain.state_dict().items()
+    }
+    assert manifest.facts["num_parameters"] == sum(weight.numel() for weight in plain.parameters())
+    system = finetune(
+        toy_dataset, text=None, settings=next_to_nothing("s3rec"), out=tmp_path / "m", start=tmp_path / "p"
+    )
+    assert read_manifest(tmp_path / "m", "model").facts["num_parameters"] == manifest.facts["num_parameters"]
+    torch.testing.assert_close(system.state_dict(), held, atol=1e-6, rtol=0)
+
+
+def test_an_interrupted_run_goes_on_with_what_pretraining_alone_uses(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_pretraining("s3rec", max_epochs=2, patience=2, batch_size=8, checkpoint_seconds=1e-9)
+    pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "unbroken")
+    steps: list[int] = []
+    training_step = FinetuneModule.training_step
+
+    def stops_once(self: FinetuneModule, batch: Example, batch_idx: int) -> torch.Tensor:
+        steps.append(self.trainer.global_step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FinetuneModule, "training_step", stops_once)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "broken")
+    pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "broken")
+    assert steps[5] > 0, "the second run went on, not from the start"
+    assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_sees_training_events_alone(
+    name: str, toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No entry of a history and no target of any step is of the validation or the test split."""
+    trained = toy_dataset.item_events.filter(toy_dataset.item_events["split"] == Split.TRAIN)
+    entries, wanted = Counter[int](), Counter[int]()
+    objective = PRETRAINING[name].objective
+
+    def watched(recommender: Any, batch: Batch, targets: ItemTargets, settings: Any) -> Any:
+        entries.update(batch.items.item_RL[batch.items.item_RL > 0].tolist())
+        wanted.update(targets.item_T.tolist())
+        return objective(recommender, batch, targets, settings)
+
+    monkeypatch.setitem(PRETRAINING, name, replace(PRETRAINING[name], objective=watched))
+    pretrain(toy_dataset, text=toy_text, settings=small_pretraining(name, max_epochs=1), out=tmp_path / "p")
+    is_later = (trained["user_id"] == trained["user_id"].shift(1)).fill_null(False)
+    assert wanted == Counter((trained if name == "s3rec" else trained.filter(is_later))["item_id"].to_list())
+    assert entries < Counter(trained["item_id"].to_list())
+
+
+def test_what_would_stay_random_is_refused(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    settings = next_to_nothing("unisrec", model={"train_encoder": False})
+    with pytest.raises(ConfigError, match=r"model\.train_encoder=False keeps what was pre-trained.*--pretrained"):
+        finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_what_does_not_belong_together_is_refused(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'sasrec' has no pre-training;.*unisrec"):
         pretrain_settings("sasrec")
-    with pytest.raises(ConfigError, match="--text"):
-        pretrain(toy_dataset, text=None, settings=small_pretraining("unisrec"), out=tmp_path / "p")
+    for name in PRETRAINING:
+        with pytest.raises(ConfigError, match="--text"):
+            pretrain(toy_dataset, text=None, settings=small_pretraining(name), out=tmp_path / "p")
     with_ids = pretrain_settings("unisrec").model_validate({"model": SMALL["unisrec"]})
     with pytest.raises(ConfigError, match=r"model\.use_item_ids=True, but unisrec is pre-trained with False"):
         pretrain(toy_dataset, text=toy_text, settings=with_ids, out=tmp_path / "p")
     assert not (tmp_path / "p").exists()
     settings = small_pretraining("unisrec", max_epochs=1)
     pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "p")
+
+    with pytest.raises(ArtifactError, match="already exists, finished; choose another folder, or delete it") as caught:
+        pretrain(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "p")
+    assert "--overwrite" not in str(caught.value)
 
     def start(settings: FinetuneSettings, text: TextTable | None = toy_text) -> None:
         finetune(toy_dataset, text=text, settings=settings, out=tmp_path / "m", start=tmp_path / "p")

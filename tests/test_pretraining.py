@@ -10,13 +10,15 @@ import torch
 from random_logs import Log, User, packed_batch, random_log, random_model
 from torch import Tensor
 
-from reeltalk import pretraining
 from reeltalk.data.batch import Batch, ItemTargets
 from reeltalk.data.histories import training_windows
 from reeltalk.data.ragged import Ints
+from reeltalk.models.cloze import is_end
 from reeltalk.models.unisrec import UniSRec
 from reeltalk.models.vqrec import VQRec
-from reeltalk.pretraining import UniSRecPretraining, VQRecPretraining, is_end, redrawn, without_some
+from reeltalk.pretraining import vqrec
+from reeltalk.pretraining.unisrec import UniSRecPretraining, unisrec_objective, without_some
+from reeltalk.pretraining.vqrec import VQRecPretraining, redrawn, vqrec_objective
 
 LENGTH = 9
 
@@ -54,7 +56,7 @@ def test_items_of_the_batch_compete(log: Log, active_days: float | None) -> None
     model = cast(UniSRec, random_model("unisrec", "item", log, length=LENGTH, use_item_ids=False))
     batch, targets = example(log, active_days=active_days)
     settings = UniSRecPretraining(sequence_weight=0)
-    terms = pretraining.unisrec_objective(model, batch, targets, settings)
+    terms = unisrec_objective(model, batch, targets, settings)
     assert list(terms) == ["item"]
     with torch.no_grad():
         preference_MD = model.item_preferences(batch).flatten(0, 1)
@@ -86,9 +88,9 @@ def test_made_up_items_compete_too(log: Log, monkeypatch: pytest.MonkeyPatch) ->
         drawn.append(redrawn(code_UM, num_codes, share))
         return drawn[-1]
 
-    monkeypatch.setattr(pretraining, "redrawn", remembered)
+    monkeypatch.setattr(vqrec, "redrawn", remembered)
     torch.manual_seed(0)
-    found, count = pretraining.vqrec_objective(model, batch, targets, VQRecPretraining())["item"]
+    found, count = vqrec_objective(model, batch, targets, VQRecPretraining())["item"]
     with torch.no_grad():
         preference_MD = model.item_preferences(batch).flatten(0, 1)
         vector_ND = model.item_vectors()
@@ -159,7 +161,7 @@ def test_sequences_against_their_other_view(log: Log) -> None:
     model = cast(UniSRec, random_model("unisrec", "item", log, length=LENGTH, use_item_ids=False))
     batch, targets = example(log)
     torch.manual_seed(4)
-    terms = pretraining.unisrec_objective(model, batch, targets, UniSRecPretraining(sequence_weight=0.5, item_drop=0.4))
+    terms = unisrec_objective(model, batch, targets, UniSRecPretraining(sequence_weight=0.5, item_drop=0.4))
     torch.manual_seed(4)
     other, last_RL = without_some(batch.items, 0.4)
     with torch.no_grad():

@@ -86,7 +86,7 @@ def align(
 def pretrain(
     dataset: DatasetFolder,
     out: Out,
-    model: Annotated[str | None, typer.Option("--model", help="unisrec or vqrec.  [default: unisrec]")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="unisrec, vqrec or s3rec.  [default: unisrec]")] = None,
     text: TextFolder = None,
     config: Config = None,
     overrides: Set = None,

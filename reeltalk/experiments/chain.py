@@ -6,6 +6,7 @@ A file names its steps' sections; what a section leaves out has the step's own d
     raw: shared/data/threads
     prepare: {split: time}
     align: {}                  # without this section: no alignment, and texts are encoded once
+    # pretrain: {}             # in place of align: item models that are pre-trained (unisrec, vqrec, s3rec)
     finetune:
       item: {name: lsvcr}      # a task that is not named is not run
       comment: {train: {max_epochs: 6}}
@@ -13,7 +14,7 @@ A file names its steps' sections; what a section leaves out has the step's own d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -23,11 +24,15 @@ from pydantic import Field, create_model, model_validator
 from reeltalk.config import load_settings
 from reeltalk.data.dataset import Task
 from reeltalk.data.prepare import PrepareSettings
+from reeltalk.errors import ConfigError
 from reeltalk.evaluation.protocol import EvaluationSettings
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.models import model_spec
+from reeltalk.pretraining import PRETRAINING, pretraining_of
 from reeltalk.text.encode import EncodeSettings
+from reeltalk.training.pretrain import PretrainSettings, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, Section, finetune_settings
+from reeltalk.training.start import needs_start, size_problems
 
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_MODEL = "lsvcr"
@@ -51,6 +56,7 @@ class ChainSettings(Section):
     text: Path | None = Field(None, description="a finished text folder of this dataset, in place of encode")
     align: AlignSettings | None = None
     encode_aligned: EncodeSettings | None = Field(None, description="how the aligned LLM encodes every text again")
+    pretrain: PretrainSettings | None = Field(None, description="of the item task's model, where it has a pre-training")
     finetune: TaskSections = TaskSections()
     evaluate: EvaluationSettings = EvaluationSettings()
 
@@ -60,9 +66,17 @@ class ChainSettings(Section):
         found = {task: getattr(self.finetune, task) for task in TASKS}
         return {task: section for task, section in found.items() if section is not None}
 
-    def reads_text(self, task: Task) -> bool:
+    def model_reads_text(self, task: Task) -> bool:
         """Whether the model of a task needs text vectors."""
         return model_spec(self.tasks[task].name, task).reads_text
+
+    def reads_text(self, task: Task) -> bool:
+        """Whether the run of a task needs text vectors, of its model or for pre-training."""
+        return self.model_reads_text(task) or self.is_pretrained(task)
+
+    def is_pretrained(self, task: Task) -> bool:
+        """Whether the model of a task starts from pre-training."""
+        return task == "item" and self.pretrain is not None
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
@@ -75,11 +89,24 @@ class ChainSettings(Section):
             problems.append("encode makes a text folder, but text names a finished one; leave out either")
         if self.align is None and self.encode_aligned is not None:
             problems.append("encode_aligned needs an align section; align={} takes its defaults")
+        problems += self._start_problems()
         if not self.tasks:
             problems.append("no task is run; give finetune.item or finetune.comment, finetune.item={} for its defaults")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _start_problems(self) -> Iterator[str]:
+        """What would stop fine-tuning where it begins, hours later."""
+        for task, section in self.tasks.items():
+            if not self.is_pretrained(task) and (problem := needs_start(section)):
+                yield f"finetune.{task}.{problem}; a pretrain section makes one"
+        if self.pretrain is None:
+            return
+        if self.align is not None:
+            yield "align and pretrain are two starts of one model; leave out either"
+        if self.finetune.item is not None:
+            yield from (f"finetune.item.{problem}" for problem in size_problems(self.finetune.item, self.pretrain))
 
 
 def load_chain(
@@ -87,7 +114,8 @@ def load_chain(
 ) -> ChainSettings:
     """Settings of a chain from a file, from others or from plain values, with overrides on top.
 
-    Raises ConfigError as `load_settings` does, and where a model is unknown or does not do its task.
+    Raises ConfigError as `load_settings` does, and where a model is unknown, does not do its task, or has no
+    pre-training that is asked for.
     """
     return load_settings(ChainSettings, file=file, base=base, overrides=overrides, choose=_chosen)
 
@@ -100,7 +128,8 @@ def chain_settings(item: str = DEFAULT_MODEL, comment: str = DEFAULT_MODEL) -> t
         "comment": (finetune_settings(comment, "comment") | None, None),
     }
     tasks = create_model("TaskSections", __base__=TaskSections, **sections)
-    return create_model("ChainSettings", __base__=ChainSettings, finetune=(tasks, tasks()))
+    pretrained: Any = pretrain_settings(item) | None if item in PRETRAINING else None
+    return create_model("ChainSettings", __base__=ChainSettings, finetune=(tasks, tasks()), pretrain=(pretrained, None))
 
 
 def _chosen(values: Mapping[str, Any]) -> type[ChainSettings]:
@@ -108,4 +137,9 @@ def _chosen(values: Mapping[str, Any]) -> type[ChainSettings]:
     given = values.get("finetune")
     of_tasks = given if isinstance(given, dict) else {}
     named = {task: of.get("name") for task, of in of_tasks.items() if isinstance(of, dict)}
-    return chain_settings(*(str(named.get(task) or DEFAULT_MODEL) for task in TASKS))
+    item, comment = (str(named.get(task) or DEFAULT_MODEL) for task in TASKS)
+    if values.get("pretrain") is not None:
+        if of_tasks.get("item") is None:
+            raise ConfigError("pretrain is of the item task's model; give finetune.item, or leave out pretrain")
+        pretraining_of(item)
+    return chain_settings(item, comment)

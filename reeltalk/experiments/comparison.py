@@ -26,6 +26,7 @@ from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.show import headline_of
 from reeltalk.experiments.standings import Standings
 from reeltalk.experiments.workers import Workers
+from reeltalk.training.start import PRETRAINED
 
 DOCUMENT, TABLES, PAGE = "compare.json", "compare.md", "compare.html"
 REQUESTS, LOG = "requests.json", "workers.log"
@@ -49,6 +50,7 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
     ]
     with Workers(do, count=jobs, log=out / LOG) as workers:
         _drive(flows, workers, tell)
+    with Workers(do, count=1, log=out / LOG) as workers:  # alone, with all cores
         milliseconds = _time_requests(lines, workers, out, tell)
     found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
     write_json(out / DOCUMENT, asdict(found))
@@ -87,7 +89,7 @@ def _told(job: Job, cell: Cell) -> str:
     if cell.error is not None:
         return f"failed: {' '.join(cell.error.split())}"
     facts = facts_of(cell.folders[job.until])
-    if job.until == job.task:
+    if job.until in (job.task, PRETRAINED):
         value = facts["best_value"]
         reached = "no validation value" if value is None else f"validation {value:.4f}"
         return f"{reached}, {facts['seconds']:.0f} s"

@@ -24,7 +24,7 @@ def other_grids(found: Standings) -> Iterator[Grid]:
     for data, table in found.data.items():
         yield Grid(
             f"{data}: costs",
-            ["", "parameters", "training s", "search s", "request ms"],
+            ["", "parameters", "start s", "training s", "search s", "request ms"],
             [[name, *_costs(of)] for name, of in table.chosen.items()],
         )
         yield Grid(
@@ -52,7 +52,8 @@ def told(found: Standings) -> str:
         "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
         "are over the best other system in that metric, floors too, the oracle aside; p is of a paired t-test on "
         "per-user values averaged over seeds, Holm-corrected over all these other systems. Seconds are as trained, "
-        f"{found.jobs} at a time; a request (the ten best for a user) is timed with the machine to itself."
+        f"{found.jobs} at a time; start is alignment or pre-training. A request (the ten best for a user) is timed "
+        "after all training, one model after the other."
     )
 
 
@@ -111,6 +112,7 @@ def _costs(of: Chosen) -> list[str]:
     cost = of.cost
     return [
         "" if cost.parameters is None else f"{cost.parameters:,}",
+        "" if cost.start_seconds is None else f"{cost.start_seconds:,.1f}",
         "" if cost.seconds is None else f"{cost.seconds:,.1f}",
         f"{cost.search_seconds:,.1f}",
         "" if cost.request_ms is None else f"{cost.request_ms:.2f}",

@@ -9,6 +9,7 @@
     systems:
       lsvcr: {grid: {model.dropout: [0.2, 0.5]}}     # a system is called as its model, or names it
       aligned: {model: lsvcr, align: {}}             # with an align section it starts from alignment
+      unisrec: {pretrain: {}}                        # with a pretrain section from pre-training
       sasrec: {}
     search: {trials: 9}
     seeds: [0, 1, 2]
@@ -47,6 +48,7 @@ class DataSection(Section):
     encode: EncodeSettings = EncodeSettings()
     text: Path | None = Field(None, description="a finished text folder of this dataset, in place of encode")
     align: dict[str, Any] = Field({}, description="of systems that are aligned: what this data asks of alignment")
+    pretrain: dict[str, Any] = Field({}, description="of systems that are pre-trained: the same")
     finetune: dict[str, Any] = Field({})
 
 
@@ -57,6 +59,9 @@ class SystemSection(Section):
     finetune: dict[str, Any] = Field({})
     align: dict[str, Any] | None = Field(None, description="{} aligns with the defaults; left out: no alignment")
     encode_aligned: dict[str, Any] | None = None
+    pretrain: dict[str, Any] | None = Field(
+        None, description="{} pre-trains with the defaults, on histories as fine-tuning reads them; left out: not"
+    )
     grid: dict[str, list[Any]] = Field({}, description="values to choose from, beside and before those of search.grid")
 
 
@@ -123,11 +128,14 @@ class ExperimentSettings(Section):
             asked["train"] = {"seed": seed, "max_epochs": epochs}
         tuned = merged(self.finetune, of_data.finetune, of_system.finetune, asked)
         values = of_data.model_dump() | {"finetune": {self.task: tuned}, "evaluate": self.evaluate.model_dump()}
-        if of_system.align is None:
-            del values["align"]
-        else:
-            # a seed that the file names stays, and the runs of all seeds then share one alignment
-            values["align"] = merged({"train": {"seed": seed}}, of_data.align, of_system.align)
+        # a seed that the file names stays, and the runs of all seeds then share one start
+        starts = {"align": {}, "pretrain": {"data": tuned.get("data", {})}}
+        for start, given in starts.items():
+            of_start = getattr(of_system, start)
+            if of_start is None:
+                del values[start]
+            else:
+                values[start] = merged(given, {"train": {"seed": seed}}, getattr(of_data, start), of_start)
         if of_system.encode_aligned is not None:
             values["encode_aligned"] = of_system.encode_aligned
         overrides = [f"finetune.{self.task}.{name}={json.dumps(value)}" for name, value in choice.items()]

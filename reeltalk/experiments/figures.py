@@ -16,6 +16,7 @@ from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.flows import Line, shown_trial
 from reeltalk.experiments.outcome import Cell, facts_of
+from reeltalk.experiments.runner import STARTS
 from reeltalk.experiments.runs import Run, means, paired, part_of, read_run
 from reeltalk.experiments.standings import Chosen, Cost, Failure, Kind, Part, Spread, Standing, Standings, Table, Test
 
@@ -70,7 +71,7 @@ def _table(
             for name in experiment.ours
             if name in runs
         },
-        chosen={line.system: _chosen(line, milliseconds) for line in lines},
+        chosen={line.system: chosen_of(line, milliseconds) for line in lines},
     )
 
 
@@ -140,17 +141,28 @@ def _measured(compared: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) ->
     yield from dict.fromkeys(pairs)
 
 
-def _chosen(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
+def chosen_of(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
+    """How a system came to its settings, and what they cost; `milliseconds` a request by model folder."""
     models = {cell.seed: cell.folders[cell.task] for cell in line.measured}
     facts = [facts_of(folder) for folder in models.values()]
     cost = Cost(
         parameters=facts[0]["num_parameters"] if facts else None,
+        start_seconds=_start_seconds(line),
         seconds=float(np.mean([each["seconds"] for each in facts])) if facts else None,
         search_seconds=sum(trial.seconds or 0.0 for trial in line.trials),
         request_ms=next((milliseconds[folder] for folder in models.values() if folder in milliseconds), None),
     )
     reports = {cell.seed: cell.folders[f"{cell.task}-report"] for cell in line.measured}
     return Chosen(line.choice, line.trials, cost, models, reports)
+
+
+def _start_seconds(line: Line) -> float | None:
+    by_seed = [
+        sum(facts_of(cell.folders[step]).get("seconds") or 0.0 for step in STARTS if step in cell.folders)
+        for cell in line.measured
+        if any(step in cell.folders for step in STARTS)
+    ]
+    return float(np.mean(by_seed)) if by_seed else None
 
 
 def _floor_failures(floors: Mapping[str, Cell]) -> Iterator[Failure]:

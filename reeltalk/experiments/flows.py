@@ -15,6 +15,7 @@ from reeltalk.experiments.jobs import Job
 from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.runner import DATA, TEXT, TEXT_ALIGNED
 from reeltalk.experiments.search import halving, trials_of
+from reeltalk.training.start import PRETRAINED
 
 Flow = Generator[list[Job], list[Cell], None]
 
@@ -84,18 +85,23 @@ def line_flow(experiment: ExperimentSettings, line: Line, *, out: Path) -> Flow:
     first = experiment.seeds[0]
     line.error = ground.error
     if line.error is None:
-        line.error = (yield from _align(jobs, [first]))[first]
+        line.error = (yield from _start(jobs, [first]))[first]
     if line.error is None:
         line.choice = yield from _choose(jobs)
     if line.choice is not None:
         line.cells = yield from _run(jobs, line.choice)
 
 
-def _align(jobs: _Jobs, seeds: Sequence[int]) -> Generator[list[Job], list[Cell], dict[int, str | None]]:
-    """Align with each seed what starts from alignment; what stopped it by seed, None where nothing did."""
-    if jobs.experiment.of_systems[jobs.line.system].align is None:
+def _start(jobs: _Jobs, seeds: Sequence[int]) -> Generator[list[Job], list[Cell], dict[int, str | None]]:
+    """Align or pre-train with each seed what starts so; what stopped it by seed, None where nothing did."""
+    of_system = jobs.experiment.of_systems[jobs.line.system]
+    if of_system.align is not None:
+        what, until = "alignment", TEXT_ALIGNED
+    elif of_system.pretrain is not None:
+        what, until = "pre-training", PRETRAINED
+    else:
         return dict.fromkeys(seeds)
-    cells = yield [jobs.of({}, f"alignment, seed {seed}", seed=seed, until=TEXT_ALIGNED) for seed in seeds]
+    cells = yield [jobs.of({}, f"{what}, seed {seed}", seed=seed, until=until) for seed in seeds]
     return {seed: cell.error for seed, cell in zip(seeds, cells, strict=True)}
 
 
@@ -127,8 +133,8 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
 def _run(jobs: _Jobs, choice: Choice) -> Generator[list[Job], list[Cell], list[Cell]]:
     """Train and measure with every seed; a cell a seed."""
     task, seeds = jobs.experiment.task, jobs.experiment.seeds
-    aligned = yield from _align(jobs, seeds)
-    found = {seed: Cell(jobs.line.system, seed, task, {}, error=error) for seed, error in aligned.items()}
+    started = yield from _start(jobs, seeds)
+    found = {seed: Cell(jobs.line.system, seed, task, {}, error=error) for seed, error in started.items()}
     for until, what in ((task, ""), (f"{task}-report", " on test")):
         going = [seed for seed in seeds if found[seed].error is None]
         cells = yield [jobs.of(choice, f"seed {seed}{what}", until=until, seed=seed) for seed in going]

@@ -18,11 +18,11 @@ from reeltalk.errors import ReeltalkError
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.outcome import Cell
-from reeltalk.experiments.runner import Runner, error_line
+from reeltalk.experiments.runner import DATA, STARTS, TEXT, Runner, error_line
 from reeltalk.experiments.study import run_cell
 
 REQUESTS, WARM_UP = 300, 20
-BEFORE_TRAINING = ("data", "text", "aligned", "text-aligned")
+BEFORE_TRAINING = (DATA, TEXT, *STARTS)
 
 
 @dataclass(frozen=True)

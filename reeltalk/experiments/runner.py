@@ -1,4 +1,4 @@
-"""The steps of chains, run where they are still to be run: prepare, encode, align, encode again, finetune, evaluate."""
+"""The steps of chains, run where they are still to be run: prepare, encode, align or pretrain, finetune, evaluate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reeltalk.api import Dataset, TextTable, encode, evaluate_model, finetune, prepare
+from reeltalk.api import Dataset, TextTable, encode, evaluate_model, finetune, prepare, pretrain
 from reeltalk.artifacts import MANIFEST, digest_of, is_finished, read_manifest
 from reeltalk.data.dataset import Task
 from reeltalk.data.sources import source_settings
@@ -16,9 +16,10 @@ from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
 from reeltalk.experiments.chain import ChainSettings
 from reeltalk.experiments.floors import FLOORS, measure_floors
 from reeltalk.training.settings import TrainerSettings
-from reeltalk.training.start import start_settings
+from reeltalk.training.start import ALIGNED, PRETRAINED, start_settings
 
-DATA, TEXT, ALIGNED, TEXT_ALIGNED = "data", "text", "aligned", "text-aligned"
+DATA, TEXT, TEXT_ALIGNED = "data", "text", "text-aligned"
+STARTS = (ALIGNED, TEXT_ALIGNED, PRETRAINED)  # what fine-tuning starts from
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,20 @@ class Runner:
         """Run what the report of one task needs, as `run_chain` does; yields each step that is done."""
         yield (made := self._dataset(settings))
         dataset = Dataset.load(made.folder)
-        text, aligned = None, None
+        text, start = None, None
         if settings.reads_text(task):
             yield (made := self._text(settings, dataset))
             text = TextTable.load(made.folder)
             if settings.align is not None:
                 yield (made := self._aligned(settings, dataset, text))
-                aligned = made.folder
-                yield (made := self._text_aligned(settings, dataset, text, aligned))
+                start = made.folder
+                yield (made := self._text_aligned(settings, dataset, text, start))
                 text = TextTable.load(made.folder)
-        yield (made := self._model(settings, task, dataset, text, aligned))
+            elif settings.is_pretrained(task):
+                yield (made := self._pretrained(settings, dataset, text))
+                start = made.folder
+                text = text if settings.model_reads_text(task) else None
+        yield (made := self._model(settings, task, dataset, text, start))
         yield self._report(settings, task, dataset, text, made.folder)
 
     def run_floors(self, settings: ChainSettings, task: Task) -> Iterator[Made]:
@@ -150,16 +155,25 @@ class Runner:
         run = partial(encode_aligned, dataset, aligned, settings=chosen, text=text)
         return self._once(step, lambda out: run(out=out))
 
+    def _pretrained(self, settings: ChainSettings, dataset: Dataset, text: TextTable) -> Made:
+        chosen = settings.pretrain
+        assert chosen is not None
+        parents = {"dataset": dataset.manifest.digest, "text": text.encoding}
+        step = Step(PRETRAINED, chosen.model_dump(mode="json"), parents)
+        run = partial(pretrain, dataset, text=text, settings=chosen)
+        return self._train(step, PRETRAINED, chosen.train, lambda out: run(out=out))
+
     def _model(
-        self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, aligned: Path | None
+        self, settings: ChainSettings, task: Task, dataset: Dataset, text: TextTable | None, start: Path | None
     ) -> Made:
         chosen = settings.tasks[task]
         parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
-        if aligned is not None:
-            parents["aligned"] = read_manifest(aligned, ALIGNED).digest
-            chosen = start_settings(chosen, aligned, text)
+        if start is not None:
+            kind = PRETRAINED if settings.is_pretrained(task) else ALIGNED
+            parents[kind] = read_manifest(start, kind).digest
+            chosen = start_settings(chosen, start, text)
         step = Step(task, chosen.model_dump(mode="json"), parents)
-        run = partial(finetune, dataset, text=text, settings=chosen, start=aligned)
+        run = partial(finetune, dataset, text=text, settings=chosen, start=start)
         return self._train(step, "model", chosen.train, lambda out: run(out=out))
 
     def _report(

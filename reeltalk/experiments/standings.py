@@ -54,9 +54,14 @@ class Test:
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of training with the chosen settings, mean over seeds; search_seconds: of all trials together."""
+    """What a system took.
+
+    start_seconds: of alignment with its encoding, or of pre-training, for one seed; None where it has neither. seconds:
+    of training with the chosen settings, mean over seeds. search_seconds: of all trials together.
+    """
 
     parameters: int | None
+    start_seconds: float | None
     seconds: float | None
     search_seconds: float
     request_ms: float | None

@@ -90,7 +90,7 @@ def _chains(base: ChainSettings, plan: Plan, seeds: Sequence[int]) -> dict[tuple
 
 
 def _seeded(chain: ChainSettings, seed: int) -> ChainSettings:
-    trained = ["finetune.*", *(["align"] if chain.align is not None else [])]
+    trained = ["finetune.*", *(name for name in ("align", "pretrain") if getattr(chain, name) is not None)]
     return load_chain(base=chain, overrides=[f"{section}.train.seed={seed}" for section in trained])
 
 

@@ -86,7 +86,7 @@ MODELS: dict[str, ModelSpec] = {
     "mbht": ModelSpec(MBHTSettings, MBHT, _ITEM, ("ids", "items", "records"), "arXiv 2207.05584", is_causal=False),
     "mha": ModelSpec(MHASettings, MHA, _COMMENT, ("text", "records"), "NRMS, EMNLP 2019", sees_watched=False),
     "narm": ModelSpec(NARMSettings, NARM, _ITEM, ("ids", "items"), "arXiv 1711.04725"),
-    "s3rec": ModelSpec(S3RecSettings, S3Rec, _ITEM, ("ids", "items"), "arXiv 2008.07873, fine-tuning"),
+    "s3rec": ModelSpec(S3RecSettings, S3Rec, _ITEM, ("ids", "items"), "arXiv 2008.07873"),
     "sasrec": ModelSpec(SASRecSettings, SASRec, _ITEM, ("ids", "items"), "arXiv 1808.09781"),
     "tem": ModelSpec(TEMSettings, TEM, _COMMENT, ("text", "records"), "arXiv 2005.08936"),
     "unisrec": ModelSpec(UniSRecSettings, UniSRec, _ITEM, ("ids", "text", "items"), "arXiv 2206.05941"),

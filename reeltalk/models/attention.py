@@ -167,8 +167,10 @@ class HistoryEncoder(nn.Module):
             dropout=settings.dropout,
         )
 
-    def forward(self, x_RLD: Tensor, history: PackedHistory) -> Tensor:
+    def forward(self, x_RLD: Tensor, history: PackedHistory, *, looks_ahead: bool = False) -> Tensor:
+        """looks_ahead: entries see those after them too."""
         x_RLD = x_RLD + self.positions(history.position_RL.clamp(min=0))
         x_RLD = dropout(self.input_norm(x_RLD), self.dropout, training=self.training)
-        output: Tensor = self.encoder(x_RLD, masked_bias(causal_mask(history), x_RLD.dtype))
+        mask_RLL = same_history_mask(history) if looks_ahead else causal_mask(history)
+        output: Tensor = self.encoder(x_RLD, masked_bias(mask_RLL, x_RLD.dtype))
         return output

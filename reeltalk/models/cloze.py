@@ -10,6 +10,7 @@ Shapes: R rows, L positions, D width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reeltalk.data.batch import PackedHistory
@@ -40,6 +41,12 @@ def places(history: PackedHistory) -> Tensor:
 def is_start(history: PackedHistory) -> Tensor:
     """bool [R, L]"""
     return (history.position_RL < 0) & (history.segment_RL > 0)
+
+
+def is_end(history: PackedHistory) -> Tensor:
+    """Which entries are the last of their history: bool [R, L]."""
+    segment_RL = history.segment_RL
+    return (segment_RL > 0) & (segment_RL != F.pad(segment_RL[:, 1:], (0, 1)))
 
 
 def drawn_hidden(history: PackedHistory, *, share: float, end_only: float) -> Tensor:

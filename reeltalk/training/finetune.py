@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
+from reeltalk.errors import ConfigError
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule, Objective
 from reeltalk.training.settings import FinetuneSettings
-from reeltalk.training.start import start_from, start_settings
+from reeltalk.training.start import needs_start, start_from, start_settings
 from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
 from reeltalk.training.texts import trained_texts
 from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
@@ -31,12 +32,14 @@ def finetune(
     `start`, a folder that `reeltalk align` or `reeltalk pretrain` wrote, is what it starts from; `text` was then
     encoded by the aligned model, or as for pre-training. With `text.trained_encoder` the folder also holds the encoder
     and its own text vectors. Raises ArtifactError where `out` holds something else or a run with other settings, or
-    text or start do not belong together, ConfigError where the model reads text and there is none or cannot start
-    there, DataError where the dataset has nothing to learn the task from.
+    text or start do not belong together, ConfigError where the model reads text and there is none, cannot start
+    there or would keep random weights, DataError where the dataset has nothing to learn the task from.
     """
     keep_freed_memory()
     if start is not None:
         settings = start_settings(settings, start, text)
+    elif problem := needs_start(settings):
+        raise ConfigError(f"{problem}; --pretrained names the folder")
     system = System.new(dataset, text=text, settings=settings)
     parents = {} if start is None else start_from(system, start)
     texts = trained_texts(dataset, text, settings)
@@ -54,11 +57,12 @@ def train_system(
     text: TextTable | None,
     parents: Mapping[str, str] | None = None,
     objective: Objective | None = None,
+    kept: System | None = None,
 ) -> None:
     """Train by the task's objective, or another, and write a folder of this kind.
 
     The weights kept are those of the epoch with the best validation value. `parents`: what it was made from besides
-    dataset and text.
+    dataset and text. `kept`: the system whose weights are written, where it is a part of the one that is trained.
     """
     settings, dataset = system.settings, system.dataset
     train = settings.train
@@ -78,7 +82,7 @@ def train_system(
     )
     fit(trainer, module, out, is_resumed=is_resumed)
     if trainer.is_global_zero:
-        facts = _finish(out, module, best) | {
+        facts = _finish(out, module, best, kept or system) | {
             "dataset": str(dataset.path.resolve()),
             "text": None if text is None else str(text.path.resolve()),
         }
@@ -87,17 +91,17 @@ def train_system(
     trainer.strategy.barrier()
 
 
-def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint) -> dict[str, object]:
-    """Keep the best weights; returns what is worth telling."""
+def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: System) -> dict[str, object]:
+    """Write the best weights of the system that is kept; returns what is worth telling."""
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     module.load_state_dict(weights)
-    own = {name: value for name, value in module.system.state_dict().items() if not name.startswith(TEXTS)}
+    own = {name: value for name, value in kept.state_dict().items() if not name.startswith(TEXTS)}
     save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)
     if module.system.texts is not None:
         module.system.texts.encoder.finish(module.system.dataset, out)
     return {
         "best_value": float(best.best_model_score) if best.best_model_score is not None else None,
-        "num_parameters": sum(parameter.numel() for parameter in module.system.own_parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in kept.own_parameters()),
         "seconds": round(module.seconds, 1),
         "peak_bytes": peak_bytes(),
     }

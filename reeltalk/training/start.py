@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
 from reeltalk.artifacts import Manifest, folder_kind, read_manifest, require_parent
 from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.models import model_spec
 from reeltalk.models.lsvcr import LSVCRSettings
-from reeltalk.pretraining import pretraining_of
+from reeltalk.pretraining import PRETRAINING, pretraining_of
 from reeltalk.text.table import TextTable
 from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.system import WEIGHTS, System
@@ -34,13 +36,43 @@ def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | No
     else:
         sizes = _aligned_sizes(settings, start, text)
     model = settings.model
-    for name, size in sizes.items():
-        if getattr(model, name) not in (size, type(model).model_fields[name].default):
-            raise ConfigError(
-                f"model.{name}={getattr(model, name)!r}, but it starts from {start}, where it is {sizes[name]!r}; "
-                "leave it out"
-            )
+    for name in _unlike(model, sizes):
+        raise ConfigError(
+            f"model.{name}={getattr(model, name)!r}, but it starts from {start}, where it is {sizes[name]!r}; "
+            "leave it out"
+        )
     return settings.model_copy(update={"model": model.model_copy(update=dict(sizes))})
+
+
+def size_problems(settings: FinetuneSettings, pretrained: FinetuneSettings) -> Iterator[str]:
+    """What keeps a model from starting where a pre-training with these settings will end."""
+    sizes = {name: getattr(pretrained.model, name) for name in pretraining_of(settings.name).sizes}
+    for name in _unlike(settings.model, sizes):
+        yield (
+            f"model.{name}={getattr(settings.model, name)!r}, but pretrain.model.{name}={sizes[name]!r}; leave it out, "
+            "as sizes are those of pre-training"
+        )
+    length, longest = settings.data.history_length, pretrained.data.history_length
+    if length < longest:
+        yield f"data.history_length={length}, but pretrain.data.history_length={longest}; lower that too"
+
+
+def _unlike(model: BaseModel, sizes: Mapping[str, object]) -> list[str]:
+    """The sizes that settings ask for otherwise; a default asks for nothing."""
+    fields = type(model).model_fields
+    return [name for name, size in sizes.items() if getattr(model, name) not in (size, fields[name].default)]
+
+
+def needs_start(settings: FinetuneSettings) -> str | None:
+    """What is wrong with fresh weights to train from, where a part of them would stay as it is; None where nothing."""
+    trains = PRETRAINING[settings.name].trains if settings.name in PRETRAINING else ()
+    off = [name for name in trains if not getattr(settings.model, name)]
+    if not off:
+        return None
+    return (
+        f"model.{off[0]}=False keeps what was pre-trained, but nothing was: these weights would stay random; start "
+        f"from a pre-trained {settings.name}, or leave it out"
+    )
 
 
 def start_from(system: System, start: Path) -> dict[str, str]:
@@ -84,7 +116,8 @@ def _pretrained_sizes(settings: FinetuneSettings, start: Path, text: TextTable |
         raise ConfigError(
             f"{start} holds a pre-trained {name}, which is no start for {settings.name}; give --model {name}"
         )
-    if encoding is not None and (text is None or text.encoding != encoding):
+    reads_text = model_spec(name, settings.task).reads_text
+    if reads_text and encoding is not None and (text is None or text.encoding != encoding):
         held = "no text is given" if text is None else f"{text.path} holds text vectors {text.encoding}"
         raise ArtifactError(
             f"{held}, but {start} was pre-trained on {encoding} ({manifest.facts['text']}); run `reeltalk encode` on "
