@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import logs
 from benchmarks.rows import Measurement, emit, peak_memory_mib, versions
 from reeltalk.data.dataset import Dataset
-from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.llm.align import new_module
 from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.recommender import LLMRecommender
@@ -27,7 +27,6 @@ from reeltalk.text.table import TextTable
 from reeltalk.training.trainer import fit, new_trainer
 
 PACKAGES = ("torch", "transformers", "peft", "lightning")
-PLATFORM = {"num_users": 2_000, "num_items": 1_000, "num_item_events": 60_000, "num_comment_events": 30_000}
 STEPS, BATCH = 8, 32
 Shape = tuple[int, int]
 
@@ -40,8 +39,7 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        settings = PrepareSettings(source={**PLATFORM, "seed": seed})
-        dataset = prepare("simulator", raw=None, out=out / "data", settings=settings)
+        dataset = logs.platform_of(out / "data", seed=seed)
         text = encode(dataset, out=out / "text")
         counts, shapes = aligned(dataset, text, out / "aligned", seed)
     tokens = counts["prompt_tokens"] + counts["text_tokens"]

@@ -29,6 +29,9 @@ MIN_EVENTS = 3
 LENGTH_SHAPE = 0.8
 """Shape of the gamma mixture that history lengths are drawn from: below 1 the tail is longer than geometric."""
 
+PLATFORM = {"num_users": 2_000, "num_items": 1_000, "num_item_events": 60_000, "num_comment_events": 30_000}
+"""The simulated platform of benchmarks that need comments."""
+
 USERS_FILE, ITEMS_FILE = "user_sequence.txt", "item_texts.txt"
 
 Ids = npt.NDArray[np.int64]
@@ -36,10 +39,14 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Logs:
-    """Events of all users, user by user and in order within a user; ids start at 1, 0 is padding."""
+    """Events of all users, user by user and in order within a user; ids start at 1, 0 is padding.
+
+    `topic` is that of item 1, 2, ..: one attribute for models that read attributes.
+    """
 
     user_id: Ids
     item_id: Ids
+    topic: Ids
     num_users: int
     num_items: int
     seed: int
@@ -74,6 +81,7 @@ def generate(
     return Logs(
         user_id=np.repeat(np.arange(1, num_users + 1), lengths),
         item_id=item_ids[columns[in_history]],
+        topic=np.argsort(item_ids) % NUM_TOPICS,
         num_users=num_users,
         num_items=num_items,
         seed=seed,
@@ -113,17 +121,14 @@ class _Topics:
 
 
 def write(logs: Logs, folder: Path) -> Path:
-    """Write the logs as RecBole's atomic file and as the `sequences` source's two files; returns the folder.
+    """Write the logs as RecBole's atomic files and as the `sequences` source's two files; returns the folder.
 
-    The atomic file is FOLDER/NAME.inter, NAME the folder's own; its time is the event's place in the log.
+    The atomic files are FOLDER/NAME.inter and FOLDER/NAME.item, NAME the folder's own; an item's class is its topic.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     events = pl.DataFrame({"user_id": logs.user_id, "item_id": logs.item_id})
-    events.select(
-        pl.col("user_id").alias("user_id:token"),
-        pl.col("item_id").alias("item_id:token"),
-        pl.int_range(pl.len()).alias("timestamp:float"),
-    ).write_csv(folder / f"{folder.name}.inter", separator="\t")
+    _write_atomic(events, folder)
+    attributes = {"item_id:token": np.arange(1, logs.num_items + 1), "class:token": logs.topic}
+    pl.DataFrame(attributes).write_csv(folder / f"{folder.name}.item", separator="\t")
     users = events.group_by("user_id", maintain_order=True).agg(pl.col("item_id").cast(pl.String))
     lines = users.select(pl.concat_str("user_id", pl.col("item_id").list.join(" "), separator=" "))
     lines.write_csv(folder / USERS_FILE, include_header=False)
@@ -132,8 +137,53 @@ def write(logs: Logs, folder: Path) -> Path:
     return folder
 
 
+def _write_atomic(events: pl.DataFrame, folder: Path) -> None:
+    """FOLDER/NAME.inter of events in order (user_id, item_id); its time is the event's place in the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    events.select(
+        pl.col("user_id").alias("user_id:token"),
+        pl.col("item_id").alias("item_id:token"),
+        pl.int_range(pl.len()).alias("timestamp:float"),
+    ).write_csv(folder / f"{folder.name}.inter", separator="\t")
+
+
+def write_events(dataset: Dataset, folder: Path) -> Path:
+    """Write a dataset's item events as an atomic file that RecBole splits, and ranks, as we do; returns the folder.
+
+    Raises ValueError where RecBole would do otherwise: it knows leave-one-out with three parts from four events a user
+    on, and the items that have an event, at all times.
+    """
+    events, items = dataset.item_events, dataset.items
+    short = events.group_by("user_id").len().filter(pl.col("len") < MIN_EVENTS + 1)
+    problems = []
+    if dataset.manifest.facts["split"] != "leave_one_out":
+        problems.append("it is split by time; prepare it with split=leave_one_out")
+    if len(short):
+        problems.append(
+            f"{len(short):,} users have fewer than four events, and RecBole trains on their validation target; "
+            "prepare it with min_user_events=4"
+        )
+    elif dataset.manifest.facts["targets"]["item"]["test"] != dataset.num_users:
+        problems.append("some users are not tested; prepare it with max_targets=0")
+    if events["item_id"].n_unique() != len(items):
+        problems.append(
+            "items without events are ranked here and unknown to RecBole; prepare it with min_item_events=1"
+        )
+    if items["created"].max() != 0:
+        problems.append("its items have dates of creation, which RecBole ignores; take a source without them")
+    if problems:
+        raise ValueError(f"{dataset.path} is not the same for RecBole: {'; '.join(problems)}")
+    _write_atomic(events, folder)
+    return folder
+
+
 def dataset_of(logs: Path, out: Path, *, seed: int) -> Dataset:
     """Prepare the folder that `write` made: leave-one-out, one candidate, for full ranking needs none."""
     source = {"users_file": USERS_FILE, "items_file": ITEMS_FILE}
     settings = PrepareSettings(source=source, split="leave_one_out", num_item_negatives=1, seed=seed)
     return prepare("sequences", raw=logs, out=out, settings=settings)
+
+
+def platform_of(out: Path, *, seed: int) -> Dataset:
+    """Prepare the simulated platform, which has comments."""
+    return prepare("simulator", raw=None, out=out, settings=PrepareSettings(source={**PLATFORM, "seed": seed}))

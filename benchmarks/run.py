@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks import logs
 from benchmarks.rows import OURS, Measurement, Row, hardware, read_measurements
+from reeltalk.data.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -37,8 +38,9 @@ class Script:
     """A module that prints measurements; `peer` names the environment it runs in, None is this one.
 
     `options` are added to its command line. In them {logs} is the folder of generated logs, {measured} a file of what
-    the scripts before it printed, {recorded} a file of RecBole's quality in an earlier, longer run; {passes} and
-    {fraction} are this run's; {texts} is an option or nothing.
+    the scripts before it printed, {recorded} a file of RecBole's quality in an earlier, longer run; {dataset} is a
+    prepared dataset, {events} the folder of its events as RecBole reads them; {passes}, {seeds} and {checkpoints} are
+    this run's; {fraction} and {texts} are options or nothing.
     """
 
     module: str
@@ -47,7 +49,8 @@ class Script:
 
 
 LOGS = ("--logs", "{logs}")
-PARTLY = (*LOGS, "--fraction", "{fraction}")
+PARTLY = (*LOGS, "{fraction}")
+SEEDS = ("--seeds", "{seeds}")
 BENCHMARKS: dict[str, tuple[Script, ...]] = {
     "finetune": (
         Script(
@@ -62,6 +65,18 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
         Script("benchmarks.peers.sentence_transformers_encode", "sentence-transformers", ("{texts}",)),
         Script("benchmarks.encode", None, ("{texts}",)),
     ),
+    "baselines": (
+        Script("benchmarks.peers.recbole_baselines", "recbole", PARTLY),
+        Script("benchmarks.baselines", None, LOGS),
+    ),
+    "agreement": (
+        Script(
+            "benchmarks.peers.recbole_agreement",
+            "recbole",
+            ("--logs", "{events}", "--checkpoints", "{checkpoints}", *SEEDS),
+        ),
+        Script("benchmarks.agreement", None, ("--dataset", "{dataset}", "--measured", "{measured}", *SEEDS)),
+    ),
     "align": (Script("benchmarks.align"),),
     "kuaicomt": (Script("benchmarks.kuaicomt"),),
 }
@@ -70,19 +85,34 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
 def main() -> None:
     """Run what was asked for; results of other benchmarks stay as they are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", help="default: all that can run")
     parser.add_argument(
         "--peers", type=Path, default=ROOT / "build" / "peers", help="folder of the peers' environments"
     )
     parser.add_argument("--no-peers", action="store_true", help="run our side alone; its rows have no ratio")
     parser.add_argument("--passes", type=int, default=1, help="passes of RecBole (10: all quality goals)")
     parser.add_argument(
-        "--fraction", type=float, default=1.0, help="share of a pass that RecTools and RePlay are timed on"
+        "--fraction",
+        type=float,
+        help="share of a pass that peers are timed on (default: RecTools, RePlay all of it, RecBole's models a tenth)",
+    )
+    parser.add_argument("--dataset", type=Path, help="agreement: prepared with split=leave_one_out")
+    parser.add_argument("--seeds", type=int, default=1, help="agreement: trainings of each model, from --seed on")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=ROOT / "build" / "agreement",
+        help="agreement: what RecBole's trainings go on from after a kill",
     )
     parser.add_argument("--texts", type=Path, help="real comments to encode, else generated ones (benchmarks/texts.py)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each script; the medians count")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    if chosen.only is None:
+        chosen.only = [name for name in BENCHMARKS if chosen.dataset or not reads_dataset(name)]
+    for name in chosen.only:
+        if reads_dataset(name) and chosen.dataset is None:
+            parser.error(f"{name} trains on a prepared dataset; give --dataset, a folder that `reeltalk prepare` wrote")
     for name in chosen.only:
         try:
             measured = benchmark(name, chosen)
@@ -95,6 +125,11 @@ def main() -> None:
     Console().print(table(read_rows()))
 
 
+def reads_dataset(name: str) -> bool:
+    """Whether a benchmark needs `--dataset`."""
+    return any("{dataset}" in script.options for script in BENCHMARKS[name])
+
+
 def benchmark(name: str, chosen: argparse.Namespace) -> list[Measurement]:
     """Run a benchmark's scripts one after the other, as often as asked for."""
     scripts = [script for script in BENCHMARKS[name] if not (chosen.no_peers and script.peer)]
@@ -103,12 +138,19 @@ def benchmark(name: str, chosen: argparse.Namespace) -> list[Measurement]:
         folder, so_far = Path(scratch) / "logs", Path(scratch) / "measured.jsonl"
         if any("{logs}" in script.options for script in scripts):
             logs.write(logs.generate(seed=chosen.seed), folder)
+        events = Path(scratch) / "events"
+        if any("{events}" in script.options for script in scripts):
+            logs.write_events(Dataset.load(chosen.dataset), events)
         values = {
             "logs": str(folder),
             "measured": str(so_far),
             "recorded": str(RECORDED),
             "passes": str(chosen.passes),
-            "fraction": str(chosen.fraction),
+            "fraction": "" if chosen.fraction is None else f"--fraction={chosen.fraction}",
+            "dataset": str(chosen.dataset.resolve()) if chosen.dataset else "",
+            "events": str(events),
+            "checkpoints": str(chosen.checkpoints.resolve()),
+            "seeds": str(chosen.seeds),
             "texts": f"--texts={chosen.texts.resolve()}" if chosen.texts else "",
         }
         for repeat in range(chosen.repeats):

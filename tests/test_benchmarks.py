@@ -38,6 +38,14 @@ def test_the_last_item_tells_of_the_next(small: logs.Logs) -> None:
     assert counts[:3_000].sum() / counts.sum() > 0.4
 
 
+def test_an_item_has_one_topic(small: logs.Logs) -> None:
+    """Items that follow each other are of one topic in two of three cases: those that follow and those that stay."""
+    same_user = small.user_id[1:] == small.user_id[:-1]
+    topic = small.topic[small.item_id - 1]
+    assert set(topic) == set(range(logs.NUM_TOPICS))
+    assert 0.6 < (topic[1:] == topic[:-1])[same_user].mean() < 0.85
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_events=5 is fewer than 3"):
         logs.generate(2, num_items=1_000, num_events=5)

@@ -1,0 +1,86 @@
+"""SASRec and GRU4Rec of reeltalk trained to the end, as RecBole's were; test Recall@10 and NDCG@10 in full ranking.
+
+Both sides see the same events in the same split, have the same sizes, dropout, learning rate and loss, make the same
+number of steps a pass, stop by the same rule and rank all items, those that the user has seen too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks import pairs, protocol
+from benchmarks.finetune import passes_of
+from benchmarks.rows import OURS, Measurement, emit, read_measurements
+from reeltalk.data.dataset import Dataset
+from reeltalk.data.histories import Histories, training_windows
+from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.training.finetune import finetune
+from reeltalk.training.ranking import SystemRanker
+from reeltalk.training.settings import FinetuneSettings, finetune_settings
+
+PACKAGES = ("torch", "lightning", "polars", "numpy")
+
+
+def settings(name: str, dataset: Dataset, *, batch: int, patience: int, passes: int, seed: int) -> FinetuneSettings:
+    """RecBole's settings for one of our models; a step has as many windows as make the same number of steps a pass."""
+    windows = training_windows(Histories.of(dataset), "item", length=protocol.HISTORY, has_start=False)
+    steps = -(-int(windows.num_targets.sum()) // batch)
+    train = {
+        "batch_size": -(-len(windows) // steps),
+        "learning_rate": pairs.LEARNING_RATE,
+        "max_epochs": passes,
+        "patience": patience,
+        "monitor": f"ndcg@{protocol.TOP_K}",
+        "monitor_protocol": "full",
+        "max_validation_targets": 0,
+        "seed": seed,
+    }
+    sections = {"model": pairs.PAIRS[name].ours, "data": {"history_length": protocol.HISTORY}, "train": train}
+    return finetune_settings(name, "item").model_validate(sections)
+
+
+def trained(dataset: Dataset, chosen: FinetuneSettings, out: Path) -> pairs.Trained:
+    """Train one model and test its best weights."""
+    system = finetune(dataset, text=None, settings=chosen, out=out)
+    validation = passes_of(out)["validation"].to_list()
+    how = EvaluationSettings(ks=(protocol.TOP_K,), exclude_seen=False, bootstrap_samples=0)
+    full = evaluate(dataset, {chosen.name: SystemRanker(system)}, settings=how)[chosen.name].metrics["full"]
+    values = {metric: full[f"{metric}@{protocol.TOP_K}"].mean for metric in pairs.METRICS}
+    return pairs.Trained(chosen.train.seed, validation.index(max(validation)) + 1, values)
+
+
+def beside(ours: list[Measurement], theirs: Mapping[str, float]) -> Iterator[Measurement]:
+    """Our values as shares of RecBole's, where those were measured."""
+    for one in ours:
+        if one.name in theirs:
+            note = f"{one.value:.4f} of {theirs[one.name]:.4f}"
+            yield Measurement(
+                name=f"{one.name}, ours to RecBole's", value=one.value / theirs[one.name], unit="", note=note
+            )
+
+
+def main() -> None:
+    parser = pairs.agreement_arguments(__doc__)
+    parser.add_argument("--dataset", type=Path, required=True, help="prepared with split=leave_one_out")
+    parser.add_argument("--measured", type=Path, help="what RecBole's script printed")
+    chosen = parser.parse_args()
+    dataset = Dataset.load(chosen.dataset)
+    theirs = {}
+    if chosen.measured is not None and chosen.measured.exists():
+        found = read_measurements(chosen.measured.read_text())
+        theirs = {one.name: one.value for one in found if one.system == protocol.RECBOLE}
+    for name in chosen.models:
+        trainings = []
+        for seed in pairs.seeds_of(chosen):
+            run = settings(name, dataset, batch=chosen.batch, patience=chosen.patience, passes=chosen.passes, seed=seed)
+            with tempfile.TemporaryDirectory() as scratch:
+                trainings.append(trained(dataset, run, Path(scratch) / "model"))
+        ours = pairs.measured(pairs.PAIRS[name].recbole, trainings, system=OURS, packages=PACKAGES)
+        for one in [*ours, *beside(ours, theirs)]:
+            emit(one)
+
+
+if __name__ == "__main__":
+    main()
