@@ -91,7 +91,7 @@ def compare(folder: Path, rank: int) -> None:
                 assert torch.equal(found[name], value), (kind, tokens_kept, name)
             held = [p for p in divided.parameters() if isinstance(p, DTensor)]
             assert len(held) > NUM_LAYERS * 8 and all(2 * p.to_local().numel() == p.numel() for p in held)
-            assert len(seen) > NUM_LAYERS * 8 and max(seen) <= (2 if settings.get("gradient_checkpointing") else 1)
+            assert len(seen) > NUM_LAYERS * 8 and max(seen) <= 1
             if rank == 0 and not tokens_kept:
                 whole.save(folder / "whole")
                 divided.save(folder / "divided")
