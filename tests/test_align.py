@@ -288,6 +288,43 @@ def test_two_processes_give_the_weights_of_one(
     assert two["losses"] == pytest.approx(one["losses"], abs=2e-4)
 
 
+def test_a_divided_llm_changes_nothing_also_after_a_kill(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    """Two processes with a part of the LLM each: to the bit what they give with a copy each."""
+    model, llm = SMALL_MODEL | {"dropout": 0}, {"lora_dropout": 0}  # a batch that fills up has draws of its own
+    train = {"devices": 2, "steps": 12, "warm_steps": 3, "tokens_per_batch": 150, "tokens_kept": 600}
+    command = [sys.executable, "-m", "reeltalk", "align", str(toy_dataset.path), "--text", str(tables["bert"].path)]
+    for name, more in (("whole", {}), ("divided", {"shard_llm": True, "checkpoint_seconds": 0.1})):
+        settings = small_settings(llms["bert"], model=model, llm=llm, train=train | more)
+        save_settings(settings, tmp_path / f"{name}.yaml")
+        command_of = {"args": [*command, "--config", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]}
+        if more:
+            process = subprocess.Popen(
+                **command_of, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+            checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                if checkpoint.exists() and steps_of(checkpoint) > 4:
+                    break
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert 4 < steps_of(checkpoint) < 15
+            weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+            assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
+        done = subprocess.run(**command_of, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / LLM).iterdir())
+    assert files == sorted(path.relative_to(tmp_path / "divided") for path in (tmp_path / "divided" / LLM).iterdir())
+    for file in (Path(SEQUENTIAL), *files):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "divided" / file).read_bytes(), file
+    whole, divided = (read_manifest(tmp_path / name, ALIGNED).facts for name in ("whole", "divided"))
+    for name in ("prompts", "prompt_tokens", "text_tokens", "losses", "num_parameters"):
+        assert whole[name] == divided[name], name
+
+
 # errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +341,8 @@ def test_what_does_not_belong_together_is_refused(
             settings=small_settings(llms["qwen3"], train={"devices": 5}),
             out=tmp_path / "a",
         )
+    with pytest.raises(ValueError, match="shard_llm divides the LLM over processes; give devices above 1"):
+        small_settings(llms["qwen3"], train={"shard_llm": True})
     with pytest.raises(ValueError, match="leave use_item_ids off"):
         small_settings(llms["qwen3"], model=SMALL_MODEL | {"use_item_ids": True})
     with pytest.raises(ValueError, match="does not fit num_positions=12"):

@@ -33,10 +33,10 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_llm(folder: Path, kind: str, *, seed: int = 0) -> Path:
+def save_llm(folder: Path, kind: str, *, seed: int = 0, num_layers: int = 2) -> Path:
     """A folder with config, weights and tokenizer; that of BERT, a text encoder, is without a head."""
     words = tokenizer(kind)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": num_layers, "num_attention_heads": 4}
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     config = transformers.AutoConfig.for_model(
         kind,

@@ -78,7 +78,10 @@ def parents_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> di
 
 
 def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings, *, device: str = "auto") -> AlignModule:
-    """What is trained, at its start, the LLM on `device`: the seed fixes it. Raises as `align`."""
+    """What is trained, at its start: the seed fixes it. The LLM is on `device`, or will be divided over several.
+
+    Raises as `align`.
+    """
     train = settings.train
     torch.manual_seed(train.seed)
     recommender = cast(
@@ -92,7 +95,9 @@ def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings, *, de
             seed=train.seed,
         ),
     )
-    llm = LLMRecommender(settings.llm, dim=settings.model.dim, device=device) if train.steps else None
+    llm = None
+    if train.steps:
+        llm = LLMRecommender(settings.llm, dim=settings.model.dim, device=device, will_be_sharded=train.shard_llm)
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)

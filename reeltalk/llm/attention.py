@@ -13,12 +13,12 @@ from torch import Tensor
 NAME = "products"
 
 
-def use_products(llm: Any) -> None:
-    """Train the LLM with attention made of plain products where it would use the fused kernel, and is on a CPU."""
+def use_products(llm: Any, device: torch.device) -> None:
+    """Train the LLM with attention made of plain products where it would use the fused kernel, on a CPU."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if llm.device.type == "cpu" and llm.config._attn_implementation == "sdpa":
+    if device.type == "cpu" and llm.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         llm.set_attn_implementation(NAME)

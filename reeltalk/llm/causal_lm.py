@@ -33,8 +33,8 @@ class LLMSettings(BaseModel):
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
-def load_causal_lm(settings: LLMSettings, *, device: str) -> Checkpoint:
-    """The causal LM, frozen.
+def load_causal_lm(settings: LLMSettings, *, device: str, stays_on_cpu: bool = False) -> Checkpoint:
+    """The causal LM, frozen; with `stays_on_cpu` not on the device yet.
 
     A head whose weights the checkpoint lacks, as text encoders do, becomes the word embeddings. Raises ConfigError
     where the model cannot be loaded, lacks other weights, or has a head that this cannot be done to.
@@ -45,6 +45,7 @@ def load_causal_lm(settings: LLMSettings, *, device: str) -> Checkpoint:
         precision=settings.precision,
         device=device,
         trust_remote_code=settings.trust_remote_code,
+        stays_on_cpu=stays_on_cpu,
     )
     llm = loaded.model.requires_grad_(False)
     missing = [key for key in loaded.missing if key.startswith(f"{llm.base_model_prefix}.")]
@@ -56,7 +57,7 @@ def load_causal_lm(settings: LLMSettings, *, device: str) -> Checkpoint:
         _tie_head(llm, settings.name)
     if settings.gradient_checkpointing:
         llm.activation_checkpointing_enable({"use_reentrant": False})
-    use_products(llm)
+    use_products(llm, loaded.device)
     return loaded
 
 

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from reeltalk.errors import ArtifactError
 from reeltalk.llm.feed import AlignBatches, AlignExample
@@ -42,6 +44,13 @@ class AlignModule(StageModule):
     def train_dataloader(self) -> AlignBatches:
         self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
         return self.batches
+
+    def configure_model(self) -> None:
+        """Divide the LLM where that is asked for, now that the processes know of one another."""
+        if self.llm is not None and self.settings.shard_llm:
+            self.llm.shard()
+            divided = [name for name, parameter in self.named_parameters() if isinstance(parameter, DTensor)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, divided)
 
     def configure_optimizers(self) -> Any:
         """AdamW with learning rates by part; the warm start's is the sequential model's rate before the LLM joins."""

@@ -71,7 +71,9 @@ class TokenBatch:
         """Pad on the right to a multiple of 16, though not beyond `max_tokens`, the model's positions."""
         rows = [prompt.ids for prompt in prompts]
         ids_BT, mask_BT = pad_right(rows, multiple=_LENGTH_STEP, max_tokens=max_tokens)
-        return cls(ids_BT, mask_BT, torch.tensor([prompt.instruction_length - 1 for prompt in prompts]))
+        return cls(
+            ids_BT, mask_BT, torch.tensor([prompt.instruction_length - 1 for prompt in prompts], dtype=torch.int64)
+        )
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(self.ids_BT.to(device), self.mask_BT.to(device), self.last_B.to(device))

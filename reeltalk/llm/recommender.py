@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,8 +30,9 @@ from reeltalk.data.ragged import Ints
 from reeltalk.errors import ArtifactError
 from reeltalk.llm.causal_lm import LLMSettings, add_lora, both_ways, load_causal_lm, logits
 from reeltalk.llm.prompts import Prompt, TokenBatch, end_token
+from reeltalk.llm.sharding import layers_run_again, shard_layers
 from reeltalk.losses import widened
-from reeltalk.text.batches import TEXT_STEP, by_length, distinct_vectors, num_kept, pad_right, run_batches
+from reeltalk.text.batches import TEXT_STEP, Again, by_length, distinct_vectors, num_kept, pad_right, run_batches
 
 RECOMMENDER = "recommender.json"
 LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where peft itself looks for them
@@ -45,10 +47,13 @@ class LLMRecommender(nn.Module):
     Only LoRA and the map are trained. Padding may stand on either side of a row and changes nothing.
     """
 
-    def __init__(self, settings: LLMSettings, *, dim: int, device: str = "auto") -> None:
-        """Load the LLM and add new LoRA layers. Raises ConfigError where it cannot be loaded."""
+    def __init__(self, settings: LLMSettings, *, dim: int, device: str = "auto", will_be_sharded: bool = False) -> None:
+        """Load the LLM and add new LoRA layers. Raises ConfigError where it cannot be loaded.
+
+        With `will_be_sharded` the LLM is on a CPU until `shard` and whoever moves modules bring it to the device.
+        """
         super().__init__()
-        loaded = load_causal_lm(settings, device=device)
+        loaded = load_causal_lm(settings, device=device, stays_on_cpu=will_be_sharded)
         self.settings = settings
         self.weights = loaded.weights
         self.max_tokens = loaded.max_tokens
@@ -57,6 +62,7 @@ class LLMRecommender(nn.Module):
         self.width: int = loaded.model.config.get_text_config().hidden_size
         self.lora: Any = add_lora(loaded.model, settings)
         self.preference_adapter = nn.Linear(self.width, dim, device=loaded.device)
+        self._again: Again | None = None
 
     @property
     def llm(self) -> Any:
@@ -67,6 +73,14 @@ class LLMRecommender(nn.Module):
     def device(self) -> torch.device:
         return self.preference_adapter.weight.device
 
+    def shard(self) -> None:
+        """Divide the LLM's layers over the processes, which then must read at the same times; raises as `shard_layers`.
+
+        The vectors and losses are what they were. Of LoRA and the map every process has all.
+        """
+        shard_layers(self.llm, self.device)
+        self._again = partial(layers_run_again, self.llm)
+
     def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The last hidden state at every token: [B, T, E]; at padding it means nothing. mask_BT is True at tokens."""
         column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
@@ -75,8 +89,7 @@ class LLMRecommender(nn.Module):
         if is_turned:
             ids_BT = ids_BT.gather(1, (column_T + lead_B1) % len(column_T))
         # without a mask attention takes its fastest way; no token sees the padding behind it
-        with self._autocast():
-            hidden_BTE: Tensor = self.llm.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden_BTE = self._last_states(ids_BT)
         if is_turned:
             hidden_BTE = hidden_BTE.gather(1, ((column_T - lead_B1) % len(column_T))[..., None].expand_as(hidden_BTE))
         return hidden_BTE
@@ -123,7 +136,11 @@ class LLMRecommender(nn.Module):
             return preference_BD, loss, torch.tensor(count)
 
         found = run_batches(
-            run, batches, num_kept=num_kept(batches, lengths, tokens_kept), place=self.preference_adapter.weight
+            run,
+            batches,
+            num_kept=num_kept(batches, lengths, tokens_kept),
+            place=self.preference_adapter.weight,
+            again=self._again,
         )
         preference_BD, loss, count = (list(each) for each in zip(*found, strict=True))
         back = torch.from_numpy(np.argsort([row for batch in batches for row in batch])).to(self.device)
@@ -145,16 +162,15 @@ class LLMRecommender(nn.Module):
             tokens_per_batch=tokens_per_batch,
             tokens_kept=tokens_kept,
             place=self.preference_adapter.weight,
+            again=self._again,
         )
 
     def _means(self, rows: Sequence[Ints]) -> Tensor:
         padded = pad_right(rows, multiple=TEXT_STEP, max_tokens=self.max_tokens)
         ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
         if self.is_made_causal:
-            with self._autocast(), both_ways(self.llm):
-                hidden_BTE = self.llm.base_model(
-                    input_ids=ids_BT, attention_mask=None if mask_BT.all() else mask_BT, use_cache=False
-                ).last_hidden_state
+            with both_ways(self.llm):
+                hidden_BTE = self._last_states(ids_BT, None if mask_BT.all() else mask_BT)
         else:
             hidden_BTE = self.hidden_states(ids_BT, mask_BT)
         return (widened(hidden_BTE) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
@@ -217,6 +233,14 @@ class LLMRecommender(nn.Module):
         set_peft_model_state_dict(recommender.lora, lora)
         recommender.preference_adapter.load_state_dict(preference)
         return recommender.eval()
+
+    def _last_states(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Once through the backbone. Without rows, which models do not take, one is read and left out again."""
+        read_BT = ids_BT if len(ids_BT) else F.pad(ids_BT, (0, 0, 0, 1))
+        with self._autocast():
+            result = self.llm.base_model(input_ids=read_BT, attention_mask=mask_BT, use_cache=False)
+        hidden_BTE: Tensor = result.last_hidden_state
+        return hidden_BTE[: len(ids_BT)]
 
     def _surprise(self, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
         """-log P of the tokens, in sum."""

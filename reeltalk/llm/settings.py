@@ -76,6 +76,15 @@ class AlignTrainSettings(TrainerSettings):
         description="of a step, whose activations stay in memory for the backward pass; what is more is run again",
     )
     max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
+    shard_llm: bool = Field(
+        False, description="divide the LLM's layers over the processes (FSDP), for one that no device can hold whole"
+    )
+
+    @model_validator(mode="after")
+    def _has_processes(self) -> Self:
+        if self.shard_llm and self.devices == 1:
+            raise ValueError("shard_llm divides the LLM over processes; give devices above 1, or leave it off")
+        return self
 
 
 class AlignSettings(Section):

@@ -6,17 +6,19 @@ Shapes: B texts of a batch, T tokens, U texts, E text width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.checkpoint import checkpoint
 
 from reeltalk.data.ragged import Ints
 
 Result = TypeVar("Result")
+Again = Callable[[], AbstractContextManager[None]]
 TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
 
 
@@ -37,18 +39,48 @@ def num_kept(batches: Sequence[Sequence[int]], lengths: Sequence[int], tokens_ke
 
 
 def run_batches(
-    run: Callable[[list[int]], Result], batches: Sequence[list[int]], *, num_kept: int, place: Tensor
+    run: Callable[[list[int]], Result],
+    batches: Sequence[list[int]],
+    *,
+    num_kept: int,
+    place: Tensor,
+    again: Again | None = None,
 ) -> list[Result]:
     """The result of each batch. Those behind the first `num_kept`, unless there is one alone, run again backwards.
 
-    `place` is any tensor on the device: it tells which random state the second run must start from.
+    `place` is any tensor on the device: it tells which random state the second run must start from. `again` is for a
+    model whose layers are divided over processes: a second run is within it, and all processes run equally many
+    batches and the same of them again. Where one has fewer, batches without rows follow its own.
     """
+    if again is not None:
+        batches, num_kept = _as_on_all(batches, num_kept, place.device)
     if len(batches) == 1 or not torch.is_grad_enabled():
         num_kept = len(batches)
     results = [run(rows) for rows in batches[:num_kept]]
     for rows in batches[num_kept:]:
-        results.append(cast(Result, checkpoint(lambda _, rows: run(rows), place, rows, use_reentrant=False)))
+        results.append(
+            cast(
+                Result,
+                checkpoint(
+                    lambda _, rows: run(rows),
+                    place,
+                    rows,
+                    use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), again() if again else nullcontext()),
+                ),
+            )
+        )
     return results
+
+
+def _as_on_all(batches: Sequence[list[int]], num_kept: int, device: torch.device) -> tuple[list[list[int]], int]:
+    """As many batches as the process with most of them has; kept are those that every process has room for."""
+    is_short = num_kept < len(batches)
+    agreed = torch.tensor([len(batches), -num_kept if is_short else -(1 << 62)], device=device)
+    distributed.all_reduce(agreed, distributed.ReduceOp.MAX)
+    num_batches, kept = agreed.tolist()
+    filling: list[list[int]] = [[] for _ in range(num_batches - len(batches))]
+    return [*batches, *filling], min(-kept, num_batches)
 
 
 def distinct_vectors(
@@ -59,6 +91,7 @@ def distinct_vectors(
     tokens_per_batch: int,
     tokens_kept: int = 0,
     place: Tensor,
+    again: Again | None = None,
 ) -> Tensor:
     """What `run` gives for each text's token ids, [U, E] on the device of `place`, with gradient where it is asked for.
 
@@ -76,6 +109,7 @@ def distinct_vectors(
         batches,
         num_kept=num_kept(batches, lengths, tokens_kept),
         place=place,
+        again=again,
     )
     row_of_text = np.zeros(len(texts), np.int64)  # row 0 is zeros
     for row, text in enumerate((there[row] for batch in batches for row in batch), start=1):
@@ -90,5 +124,5 @@ def pad_right(rows: Sequence[Ints], *, multiple: int, max_tokens: int) -> tuple[
     longest = int(lengths.max(initial=1))
     mask = np.arange(max(longest, min(-(-longest // multiple) * multiple, max_tokens))) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(rows)
+    ids[mask] = np.concatenate([*rows, np.empty(0, np.int64)])
     return torch.from_numpy(ids), torch.from_numpy(mask)

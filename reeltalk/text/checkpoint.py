@@ -43,12 +43,19 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    name: str, *, as_causal_lm: bool, precision: Precision, device: str, trust_remote_code: bool
+    name: str,
+    *,
+    as_causal_lm: bool,
+    precision: Precision,
+    device: str,
+    trust_remote_code: bool,
+    stays_on_cpu: bool = False,
 ) -> Checkpoint:
     """Load ``minilm``, a folder, or the id of a model on the hub: its backbone, or a causal LM with its head.
 
     As a causal LM, a model of the BERT family looks at no later token. Code that comes with a checkpoint runs only
-    where `trust_remote_code` is set. Raises ConfigError where the model cannot be loaded.
+    where `trust_remote_code` is set. With `stays_on_cpu` it is for `device`, but not there yet.
+    Raises ConfigError where the model cannot be loaded.
     """
     import transformers
 
@@ -68,7 +75,7 @@ def load_checkpoint(
         )
     model.config.use_cache = False
     return Checkpoint(
-        model=model.eval().to(place),
+        model=model.eval().to("cpu" if stays_on_cpu else place),
         tokenizer=tokenizer,
         name=name if folder is None or name == OFFLINE else folder.name,
         weights=_commit(model.config, name) if folder is None else _folder_digest(folder),
