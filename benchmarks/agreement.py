@@ -1,7 +1,7 @@
 """SASRec and GRU4Rec of reeltalk trained to the end, as RecBole's were; test Recall@10 and NDCG@10 in full ranking.
 
-Both sides see the same events in the same split, have the same sizes, dropout, learning rate and loss, make the same
-number of steps a pass, stop by the same rule and rank all items, those that the user has seen too.
+Both sides see the same events in the same split, have the same sizes, dropout, learning rate and loss, make about as
+many steps a pass, stop by the same rule and rank all items, those that the user has seen too.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ PACKAGES = ("torch", "lightning", "polars", "numpy")
 
 
 def settings(name: str, dataset: Dataset, *, batch: int, patience: int, passes: int, seed: int) -> FinetuneSettings:
-    """RecBole's settings for one of our models; a step has as many windows as make the same number of steps a pass."""
+    """RecBole's settings for one of our models; a pass has about as many steps."""
     windows = training_windows(Histories.of(dataset), "item", length=protocol.HISTORY, has_start=False)
     steps = -(-int(windows.num_targets.sum()) // batch)
     train = {
-        "batch_size": -(-len(windows) // steps),
+        "batch_size": max(1, round(len(windows) / steps)),
         "learning_rate": pairs.LEARNING_RATE,
         "max_epochs": passes,
         "patience": patience,

@@ -169,7 +169,7 @@ def test_the_llm_is_loaded_where_the_run_is(
     """On the processor where that is asked for, though there is a GPU; on a GPU of its own in each process."""
     asked: list[str] = []
 
-    def load(settings: object, *, dim: int, device: str) -> NoReturn:
+    def load(settings: object, *, dim: int, device: str, will_be_sharded: bool) -> NoReturn:
         asked.append(device)
         stops()
 
