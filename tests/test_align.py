@@ -298,10 +298,10 @@ def test_a_divided_llm_changes_nothing_also_after_a_kill(
     for name, more in (("whole", {}), ("divided", {"shard_llm": True, "checkpoint_seconds": 0.1})):
         settings = small_settings(llms["bert"], model=model, llm=llm, train=train | more)
         save_settings(settings, tmp_path / f"{name}.yaml")
-        command_of = {"args": [*command, "--config", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]}
+        run = [*command, "--config", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]
         if more:
             process = subprocess.Popen(
-                **command_of, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+                run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
             )
             checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
             deadline = time.monotonic() + 120
@@ -314,7 +314,7 @@ def test_a_divided_llm_changes_nothing_also_after_a_kill(
             assert 4 < steps_of(checkpoint) < 15
             weights = torch.load(checkpoint, weights_only=True)["state_dict"]
             assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
-        done = subprocess.run(**command_of, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(run, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / LLM).iterdir())
     assert files == sorted(path.relative_to(tmp_path / "divided") for path in (tmp_path / "divided" / LLM).iterdir())

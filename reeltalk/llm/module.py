@@ -50,7 +50,8 @@ class AlignModule(StageModule):
         if self.llm is not None and self.settings.shard_llm:
             self.llm.shard()
             divided = [name for name, parameter in self.named_parameters() if isinstance(parameter, DTensor)]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, divided)
+            leave_out = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            leave_out(self, divided)  # type: ignore[no-untyped-call]
 
     def configure_optimizers(self) -> Any:
         """AdamW with learning rates by part; the warm start's is the sequential model's rate before the LLM joins."""
