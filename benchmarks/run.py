@@ -1,4 +1,4 @@
-"""Run the benchmarks one after the other, write benchmarks/results.json and the table in docs/performance.md.
+"""Run the benchmarks one after the other, write benchmarks/results.json and the tables in docs/performance.md.
 
 Every script is a process of its own: first the peers, then ours, so that a ratio's two sides ran on the same machine
 within the same run. A peer's virtual environment is installed where it is absent.
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -119,10 +119,10 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             command = " ".join(str(part) for part in error.cmd)
             sys.exit(f"{name}: a script failed (status {error.returncode}), nothing of {name} is recorded: {command}")
-        rows = [*(row for row in read_rows() if row.benchmark != name), *rows_of(name, measured)]
+        rows = replaced(read_rows(), rows_of(name, measured))
         RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
-        write_table(rows)
-    Console().print(table(read_rows()))
+        write_tables(rows)
+    Console().print(*tables(read_rows()), sep="\n")
 
 
 def reads_dataset(name: str) -> bool:
@@ -241,6 +241,12 @@ def _ratio(ours: Measurement, peer: Measurement) -> float | None:
     return ours.value / peer.value if ours.unit.endswith("/s") else None
 
 
+def replaced(recorded: Iterable[Row], new: Sequence[Row]) -> list[Row]:
+    """The rows with those of the same benchmarks and machine exchanged for the new ones."""
+    runs = [(row.benchmark, row.hardware) for row in new]
+    return [*(row for row in recorded if (row.benchmark, row.hardware) not in runs), *new]
+
+
 def read_rows() -> list[Row]:
     """The rows recorded so far."""
     return [Row(**row) for row in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
@@ -259,34 +265,49 @@ def cells(row: Row) -> tuple[str, ...]:
     return row.name, amount(row.value), row.peer or "", amount(row.peer_value), ratio, row.note
 
 
-def table(rows: Iterable[Row]) -> Table:
-    """The rows for a terminal."""
-    shown = Table(*HEADINGS)
+def machine_of(row: Row) -> str:
+    """What the row was measured on, as the tables show it."""
+    return ", ".join(f"{key} {value}" for key, value in row.hardware.items())
+
+
+def by_machine(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each machine, in the order in which the machines first appear."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        shown.add_row(*cells(row))
-    return shown
+        found.setdefault(machine_of(row), []).append(row)
+    return found
 
 
-def write_table(rows: Sequence[Row]) -> None:
+def tables(rows: Iterable[Row]) -> Iterator[Table]:
+    """The rows for a terminal, a table a machine."""
+    for machine, measured in by_machine(rows).items():
+        shown = Table(*HEADINGS, title=machine)
+        for row in measured:
+            shown.add_row(*cells(row))
+        yield shown
+
+
+def write_tables(rows: Sequence[Row]) -> None:
     """Rewrite the marked block of docs/performance.md; raises ValueError where a marker is missing."""
     text = PERFORMANCE.read_text()
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{PERFORMANCE} lacks the line {BEGIN} or {END}; put both where the table belongs")
-    machines = {", ".join(f"{key} {value}" for key, value in row.hardware.items()) for row in rows}
-    versions = {f"{name} {version}" for row in rows for name, version in row.versions.items()}
-    seeds = {str(row.seed) for row in rows if row.seed is not None}
-    lines = [
-        *(f"Machine: {machine}." for machine in sorted(machines)),
-        f"Seed {', '.join(sorted(seeds))}. A ratio is how many times less time or memory, or more work a second.",
-        "",
-        f"| {' | '.join(HEADINGS)} |",
-        "|---|--:|---|--:|--:|---|",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows),
-        "",
-        f"Versions: {', '.join(sorted(versions))}.",
-    ]
+        raise ValueError(f"{PERFORMANCE} lacks the line {BEGIN} or {END}; put both where the tables belong")
+    lines = ["A ratio is how many times less time or memory, or more work a second.", ""]
+    for machine, measured in by_machine(rows).items():
+        versions = {f"{name} {version}" for row in measured for name, version in row.versions.items()}
+        seeds = {str(row.seed) for row in measured if row.seed is not None}
+        lines += [
+            f"**Machine: {machine}.** Seed {', '.join(sorted(seeds))}.",
+            "",
+            f"| {' | '.join(HEADINGS)} |",
+            "|---|--:|---|--:|--:|---|",
+            *(f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in measured),
+            "",
+            f"Versions: {', '.join(sorted(versions))}.",
+            "",
+        ]
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PERFORMANCE.write_text("\n".join([before + BEGIN, *lines, END]) + after)
+    PERFORMANCE.write_text("\n".join([before + BEGIN, *lines[:-1], END]) + after)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,18 +108,34 @@ def test_rows_pair_ours_with_each_peer_and_take_medians() -> None:
         run.rows_of("finetune", [measured("pass", 1, "s", OURS), measured("pass", 1, "ms", "RecBole")])
 
 
-def test_the_table_replaces_the_marked_block_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_replace_the_marked_block_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "performance.md"
     monkeypatch.setattr(run, "PERFORMANCE", page)
     rows = run.rows_of("finetune", [measured("pass", 5.0, "s", OURS), measured("pass", 50.0, "s", "RecBole")])
     page.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the line"):
-        run.write_table(rows)
+        run.write_tables(rows)
     page.write_text(f"above\n{run.BEGIN}\nold\n{run.END}\nbelow\n")
-    run.write_table(rows)
+    run.write_tables(rows)
     written = page.read_text()
     assert written.startswith("above\n") and written.endswith("\nbelow\n") and "old" not in written
     assert "| pass | 5 s | RecBole | 50 s | 10.0 |  |" in written
+
+
+def test_a_run_replaces_the_rows_of_its_own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = run.rows_of("finetune", [measured("pass", 5.0, "s", OURS)])
+    there = [replace(row, value=7.0, hardware={"cpu": "another"}) for row in here]
+    encoding = run.rows_of("encode", [measured("speed", 9.0, "tokens/s", OURS)])
+    again = run.rows_of("finetune", [measured("pass", 4.0, "s", OURS)])
+    kept = run.replaced([*there, *here, *encoding], again)
+    assert kept == [*there, *encoding, *again]
+    page = tmp_path / "performance.md"
+    page.write_text(f"{run.BEGIN}\n{run.END}\n")
+    monkeypatch.setattr(run, "PERFORMANCE", page)
+    run.write_tables(kept)
+    _, first, second = page.read_text().split("**Machine: ")
+    assert first.startswith("cpu another") and "| pass | 7 s |" in first
+    assert "| speed | 9 tokens/s |" in second and "| pass | 4 s |" in second and "| 7 s |" not in second
 
 
 def test_first_batches_cut_a_loader_and_leave_the_rest_to_it() -> None:
