@@ -15,7 +15,8 @@ from benchmarks.finetune import passes_of
 from benchmarks.rows import OURS, Measurement, emit, read_measurements
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.histories import Histories, training_windows
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.training.finetune import finetune
 from reeltalk.training.ranking import SystemRanker
 from reeltalk.training.settings import FinetuneSettings, finetune_settings

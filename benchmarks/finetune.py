@@ -24,7 +24,8 @@ from benchmarks import logs, protocol
 from benchmarks.rows import Measurement, emit, peak_memory_mib, read_measurements, versions
 from reeltalk.data.batch import Batch, ItemTargets
 from reeltalk.data.dataset import Dataset
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.losses import ALIGN, BLOCK_ELEMENTS, NUM_SUM_COLUMNS
 from reeltalk.memory import keep_freed_memory
 from reeltalk.precision import matmul_dtype

@@ -17,9 +17,10 @@ from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.errors import ConfigError, ReeltalkError
 from reeltalk.evaluation.floors import floors
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report, write_report
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.evaluation.significance import Comparison, compare
 from reeltalk.llm.align import align
 from reeltalk.llm.aligned import encode_aligned, is_aligned

@@ -18,10 +18,11 @@ from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ConfigError, DataError
 from reeltalk.evaluation import measure
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.ranker import Ranker, Scores
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import segments
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.evaluation.significance import bootstrap_means, compare, holm, paired_ttest
 
 QUICK = EvaluationSettings(bootstrap_samples=50)

@@ -16,8 +16,9 @@ from toy import candidate_lists, with_tables
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ragged
 from reeltalk.evaluation.floors import floors
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker, Scores
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
 

@@ -21,7 +21,8 @@ from reeltalk.evaluation.item_to_item import (
     nearest_items,
     training_interactions,
 )
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
+from reeltalk.evaluation.settings import EvaluationSettings
 
 KNN = ItemKNNSettings(neighbours=4, shrinkage=0.5)
 EASE_SETTINGS = EASESettings(regularisation=3.0)

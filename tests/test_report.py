@@ -20,9 +20,10 @@ from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, DataError
 from reeltalk.evaluation.floors import floors
 from reeltalk.evaluation.page import best_other, render
-from reeltalk.evaluation.protocol import EvaluationSettings, evaluate
+from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.ranker import Scores
 from reeltalk.evaluation.report import Report, write_report
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.evaluation.significance import compare
 
 HOSTILE = "<b>model</b> & 'co'"

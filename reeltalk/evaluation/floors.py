@@ -22,8 +22,8 @@ from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.data.simulator.oracle import FILE as ORACLE_FILE
 from reeltalk.data.simulator.oracle import Oracle
 from reeltalk.evaluation.item_to_item import EASE, ItemKNN
-from reeltalk.evaluation.protocol import EvaluationSettings
 from reeltalk.evaluation.ranker import Ranker, Scores
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.evaluation.text_similarity import CommentTextSimilarity, ItemTextSimilarity
 from reeltalk.text.lookup import TextLookup
 

@@ -25,7 +25,7 @@ from reeltalk.config import load_settings
 from reeltalk.data.dataset import Task
 from reeltalk.data.prepare import PrepareSettings
 from reeltalk.errors import ConfigError
-from reeltalk.evaluation.protocol import EvaluationSettings
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.llm.settings import AlignSettings
 from reeltalk.models import model_spec
 from reeltalk.pretraining import PRETRAINING, pretraining_of

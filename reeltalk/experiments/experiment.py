@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 
 from reeltalk.data.dataset import Task
 from reeltalk.data.prepare import PrepareSettings
-from reeltalk.evaluation.protocol import EvaluationSettings
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.text.encode import EncodeSettings
 from reeltalk.training.settings import Section
