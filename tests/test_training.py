@@ -108,7 +108,7 @@ def test_validation_has_no_gradients_beside_it(
     toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are as large as the weights, and are not needed once the step is made."""
-    left = []
+    left: list[str] = []
 
     def value(validation: Validation) -> float:
         left.extend(name for name, weight in validation.system.named_parameters() if weight.grad is not None)
