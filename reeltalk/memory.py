@@ -7,23 +7,30 @@ import resource
 import sys
 
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
+_DEFAULT_MAPPED = 1 << 16
+_LARGE = 32 << 20  # as high as glibc lets it be
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, but_large: bool = False) -> bool:
     """Ask glibc to keep what the process frees; True where it agreed, False where the C library is another one.
 
     Training and encoding allocate the same large tensors again and again. By default glibc maps each block above 32 MiB
     anew, and the system clears every page on first touch: filling a fresh tensor of 64 MiB took 26 ms of processor
     time, one in kept memory 8 ms (32 MiB: 12.5 and 2.7 ms). The price: the process stays as large as it once was.
+
+    `but_large`: blocks from 32 MiB on are mapped anew as before. Kept ones fall to pieces, and the next does not fit.
     """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    mapped = _DEFAULT_MAPPED if but_large else 0
+    options = ((_M_MMAP_THRESHOLD, _LARGE), (_M_MMAP_MAX, mapped), (_M_TRIM_THRESHOLD, _NEVER))
+    return all([libc.mallopt(*option) for option in options])
 
 
 def peak_bytes() -> int:

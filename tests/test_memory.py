@@ -35,3 +35,33 @@ def test_large_blocks_are_faulted_in_once() -> None:
     if faults["default"] < 10_000:
         pytest.skip("this system faults in huge pages; there is nothing to keep")
     assert faults["keep"] < faults["default"] / 4
+
+
+RESIDENT = """
+import ctypes, sys
+from pathlib import Path
+from reeltalk.memory import keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+assert keep_freed_memory(but_large=sys.argv[1] == "large")
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+before = resident()
+for size in (16, 64):
+    block = libc.malloc(size * 2**20)
+    libc.memset(block, 1, size * 2**20)
+    libc.free(block)
+print((resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
+def test_large_blocks_are_given_back_where_asked() -> None:
+    kept, left = (
+        int(subprocess.run([sys.executable, "-c", RESIDENT, mode], check=True, capture_output=True).stdout)
+        for mode in ("all", "large")
+    )
+    assert kept >= 60 and 12 <= left <= 24

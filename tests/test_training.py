@@ -31,6 +31,7 @@ from reeltalk.training.requests import History, recommend_comments, recommend_it
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import WEIGHTS, System, load_system
 from reeltalk.training.trainer import CHECKPOINTS
+from reeltalk.training.validation import Validation
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16, "dropout": 0.1}
 TOPICS = ("cats", "football", "cooking", "trains")
@@ -101,6 +102,22 @@ def test_training_learns_the_taste_of_toy_users(toy_dataset: Dataset, toy_text: 
     user = toy_dataset.users["user_key"].str.slice(1).cast(pl.Int64).to_numpy()[targets["user_id"].to_numpy() - 1]
     share = (topic[top] == (user % len(TOPICS))[:, None]).mean()
     assert share > 0.6, "a quarter is chance; four of five toy events are on the user's topic"
+
+
+def test_validation_has_no_gradients_beside_it(
+    toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as large as the weights, and are not needed once the step is made."""
+    left: list[str] = []
+
+    def value(validation: Validation) -> float:
+        left.extend(name for name, weight in validation.system.named_parameters() if weight.grad is not None)
+        return 0.5
+
+    monkeypatch.setattr(Validation, "value", value)
+    settings = finetune_settings("sasrec", "item").model_validate({"train": {"max_epochs": 1}})
+    finetune(toy_dataset, text=None, settings=settings, out=tmp_path / "model")
+    assert left == []
 
 
 def test_a_ranker_keeps_what_it_was_asked_before(toy_dataset: Dataset, toy_text: TextTable) -> None:

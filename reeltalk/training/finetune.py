@@ -35,7 +35,7 @@ def finetune(
     text or start do not belong together, ConfigError where the model reads text and there is none, cannot start
     there or would keep random weights, DataError where the dataset has nothing to learn the task from.
     """
-    keep_freed_memory()
+    keep_freed_memory(but_large=True)  # weights and gradients of many items
     if start is not None:
         settings = start_settings(settings, start, text)
     elif problem := needs_start(settings):
@@ -93,7 +93,8 @@ def train_system(
 
 def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: System) -> dict[str, object]:
     """Write the best weights of the system that is kept; returns what is worth telling."""
-    weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    # mapped, so that the optimiser's states are not read
+    weights = torch.load(best.best_model_path, weights_only=True, mmap=True)["state_dict"]
     module.load_state_dict(weights)
     own = {name: value for name, value in kept.state_dict().items() if not name.startswith(TEXTS)}
     save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)

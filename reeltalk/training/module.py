@@ -112,6 +112,10 @@ class FinetuneModule(StageModule):
             return item_objective(self.system.recommender, histories, targets, regularise=regularise)
         return self.system.read(partial(comment_objective, regularise=regularise), histories, targets)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # else the next forward pass, and validation, have the gradients beside them
+
     def on_train_start(self) -> None:
         self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own
 
