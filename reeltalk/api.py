@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from reeltalk.artifacts import read_manifest, refuse_existing
+from reeltalk.artifacts import read_manifest, reading_file, refuse_existing
 from reeltalk.config import load_settings, save_settings
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.prepare import PrepareSettings, prepare
@@ -110,7 +110,7 @@ def evaluate_model(
     Dataset and text are those that the model was made from unless given; beside a model that reads none, `text` is for
     the floor that does. Raises ArtifactError where folders do not belong together or `out` holds something else.
     """
-    refuse_existing(Path(out), overwrite=overwrite)
+    refuse_existing(Path(out), kind="report", overwrite=overwrite)
     manifest = read_manifest(Path(model), "model")
     reads_text = manifest.facts["text"] is not None
     system = load_system(model, dataset=dataset, text=text if reads_text else None)
@@ -128,4 +128,7 @@ def evaluate_model(
 def _training_log(model: Path) -> pl.DataFrame | None:
     """The newest CSV log of a model folder; None where it was logged another way."""
     logs = sorted((model / "logs").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    return pl.read_csv(logs[-1], infer_schema_length=None) if logs else None
+    if not logs:
+        return None
+    with reading_file(logs[-1]):
+        return pl.read_csv(logs[-1], infer_schema_length=None)

@@ -14,12 +14,13 @@ import platform
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from reeltalk.errors import ArtifactError
+from reeltalk.errors import ArtifactError, ReeltalkError
+from reeltalk.lock import only_writer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -87,30 +88,77 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         if (folder / PROGRESS).is_file():
             raise ArtifactError(f"{folder} is unfinished: run the step that writes it again, it goes on where it was")
         raise ArtifactError(f"{folder} holds no {MANIFEST}, so it is no reeltalk folder; expected a {kind}")
-    try:
-        manifest = Manifest(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); write the folder again") from error
+    manifest = _manifest(path)
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind}, expected a {kind}")
-    if manifest.format != FORMAT:
-        made_by = manifest.versions.get("reeltalk", "an unknown version")
-        raise ArtifactError(
-            f"{folder} has format {manifest.format} (reeltalk {made_by}), this version reads format {FORMAT}; "
-            "write it again"
-        )
+    if manifest.digest != _content_digest(manifest.kind, manifest.config, manifest.parents, manifest.files):
+        raise ArtifactError(f"{path} was changed by hand; delete the folder and write it again")
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} lacks {', '.join(sorted(missing))}, which its manifest names; write it again")
     return manifest
 
 
+class _Facts(dict[str, Any]):
+    """A manifest's facts; one that is missing is an error of the folder."""
+
+    def __init__(self, values: Mapping[str, Any], *, path: Path) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ArtifactError(f"{self._path} lacks the fact {name!r}; delete the folder and write it again")
+
+
+def _manifest(path: Path) -> Manifest:
+    """What a manifest's file holds, of any kind; raises ArtifactError where it is no manifest, or another version's."""
+    found = _json_object(path)
+    if found.get("format", FORMAT) != FORMAT:
+        made_by = dict(found.get("versions") or {}).get("reeltalk", "an unknown version")
+        raise ArtifactError(
+            f"{path.parent} has format {found['format']} (reeltalk {made_by}), this version reads format {FORMAT}; "
+            "delete it and write it again"
+        )
+    of_manifest = fields(Manifest)
+    wrong = found.keys() ^ {field.name for field in of_manifest}
+    wrong |= {
+        field.name for field in of_manifest if "dict" in str(field.type) and type(found.get(field.name)) is not dict
+    }
+    if wrong:
+        names = ", ".join(sorted(wrong))
+        raise ArtifactError(f"{path} is no manifest (see {names}); delete the folder and write it again")
+    return Manifest(**found | {"facts": _Facts(found["facts"], path=path)})
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a manifest or progress file holds; raises ArtifactError where that is no object."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); delete the folder and write it again") from error
+
+
+@contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """Within it a file of a folder is read: what its format's reader raises is told as an ArtifactError."""
+    try:
+        yield
+    except (ReeltalkError, MemoryError):
+        raise
+    except Exception as error:  # each format has errors of its own
+        told = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"{path} cannot be read ({told}); it is damaged: write its folder again") from error
+
+
 def folder_kind(folder: Path) -> str | None:
-    """The kind of a folder that a step finished, or began; None where none did."""
-    for file in (folder / MANIFEST, folder / PROGRESS):
-        if file.is_file():
-            kind: str | None = json.loads(file.read_text()).get("kind")
-            return kind
+    """The kind of a folder that a step finished, or began; None where none did.
+
+    Raises ArtifactError where the file that tells it cannot be read.
+    """
+    if (folder / MANIFEST).is_file():
+        return _manifest(folder / MANIFEST).kind
+    if (folder / PROGRESS).is_file():
+        return str(_json_object(folder / PROGRESS).get("kind"))
     return None
 
 
@@ -144,7 +192,6 @@ def write_manifest(
         if (name := path.relative_to(folder)).parts[0] not in leave_out
     )
     files = {name: file_digest(folder / name) for name in names}
-    content = {"kind": kind, "config": dict(config), "parents": dict(parents), "files": files}
     manifest = Manifest(
         kind=kind,
         format=FORMAT,
@@ -153,47 +200,67 @@ def write_manifest(
         files=files,
         facts=dict(facts or {}),
         versions=versions(),
-        digest=digest_of(content),
+        digest=_content_digest(kind, config, parents, files),
     )
     write_json(folder / MANIFEST, asdict(manifest))
     (folder / PROGRESS).unlink(missing_ok=True)
     return manifest
 
 
-def refuse_existing(out: Path, *, overwrite: bool | None) -> None:
-    """Raise ArtifactError where `out` holds something that this step would destroy; None: it replaces no folder."""
+def _content_digest(kind: str, config: Mapping[str, Any], parents: Mapping[str, str], files: Mapping[str, str]) -> str:
+    return digest_of({"kind": kind, "config": dict(config), "parents": dict(parents), "files": dict(files)})
+
+
+def refuse_existing(out: Path, *, kind: str, overwrite: bool | None) -> None:
+    """Raise ArtifactError where `out` holds something that a step which writes this kind would destroy.
+
+    `overwrite` replaces a finished folder of the same kind that holds no files but its own; None: the step never does.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if overwrite and (out / MANIFEST).is_file():
-        return
-    way_out = ", or pass --overwrite to replace a finished one" if overwrite is False else ""
-    raise ArtifactError(f"{out} already exists and is not empty; choose another folder{way_out}")
+    if not out.is_dir():
+        raise ArtifactError(f"{out} is a file; choose another place for the folder")
+    if not overwrite or not (out / MANIFEST).is_file():
+        way_out = ", or pass --overwrite to replace a finished one" if overwrite is False else ""
+        raise ArtifactError(f"{out} already exists and is not empty; choose another folder{way_out}")
+    held = _manifest(out / MANIFEST)
+    if held.kind != kind:
+        raise ArtifactError(f"{out} holds a {held.kind}, which a {kind} does not replace; choose another folder")
+    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if others := sorted(map(str, {*files} - {Path(name) for name in (*held.files, MANIFEST)})):
+        raise ArtifactError(
+            f"{out} also holds {len(others)} files that are not of the {kind}, first {others[0]}; move them away, or "
+            "choose another folder"
+        )
 
 
 @contextmanager
-def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(out: Path, *, kind: str, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     The block must call `write_manifest`. What stood at `out` stays until the new folder is whole.
     """
-    refuse_existing(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if not (partial / MANIFEST).is_file():
-            raise AssertionError("a step must write its manifest before its folder is finished")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    refuse_existing(out, kind=kind, overwrite=overwrite)
+    place = out.resolve()  # a link stays one
+    partial = place.with_name(f".{place.name}.partial")
+    with only_writer(partial, out=out):
+        for path in partial.iterdir():  # what a run that was killed left
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            yield partial
+            if not (partial / MANIFEST).is_file():
+                raise AssertionError("a step must write its manifest before its folder is finished")
+            if place.exists():
+                shutil.rmtree(place)
+            os.replace(partial, place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
     """Open `out` for a long step; True where an interrupted run of the same step left its progress there.
+
+    Call it as the `only_writer` of `out`.
 
     Raises ArtifactError where `out` is finished, holds something else, or was begun with another config or other
     parents.
@@ -201,7 +268,7 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
     identity = {"kind": kind, "config": _as_json(config), "parents": dict(parents)}
     path = out / PROGRESS
     if path.is_file() and not (out / MANIFEST).is_file():
-        begun = json.loads(path.read_text())
+        begun = _json_object(path)
         if begun == identity:
             return True
         changed = sorted(_changed(begun, identity))
@@ -210,7 +277,7 @@ def resumable_folder(out: Path, *, kind: str, config: Mapping[str, Any], parents
         )
     if (out / MANIFEST).is_file():
         raise ArtifactError(f"{out} already exists, finished; choose another folder, or delete it to make it anew")
-    refuse_existing(out, overwrite=None)
+    refuse_existing(out, kind=kind, overwrite=None)
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
     return False

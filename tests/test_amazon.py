@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -212,6 +213,9 @@ def test_lines_that_are_no_json_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a.json", [review_2018("u", "B"), '{"reviewerID": "u", "asin"', review_2018("u", "C")])
     write(tmp_path / "b.json", [repr(review_2018("u", "B")), "{'asin': f(x)}"])
     write(tmp_path / "c.json", [review_2018("u", "B"), "[1, 2]"])
+    write(tmp_path / "e.json", [review_2018("u", "B"), json.dumps(review_2018("u", "B", overall=float("nan")))])
+    (tmp_path / "f.json").write_bytes(codecs.BOM_UTF8 + json.dumps(review_2018("u", "B")).encode())
+    write(tmp_path / "g.json", [review_2018("u", "B"), "[" * 100_000])
     (tmp_path / "d.json").write_bytes(json.dumps(review_2018("u", "B")).encode() + b'\n{"asin": "\xff"}\n')
     told = fault(tmp_path)
     for part in (
@@ -219,6 +223,9 @@ def test_lines_that_are_no_json_are_named(tmp_path: Path) -> None:
         "b.json: line 2 is no JSON",
         "c.json: line 2 is no JSON",
         "d.json: line 2",
+        "e.json: line 2 is no JSON object (NaN is no number in JSON; write null)",
+        "f.json: line 1 is no JSON object (it begins with a byte order mark)",
+        "g.json: line 2 is no JSON object (it is nested too deeply)",
     ):
         assert part in told
 
@@ -242,3 +249,6 @@ def test_wrong_or_missing_files_are_named(tmp_path: Path) -> None:
     assert "empty.json holds no reviews: it is empty" in told
     assert "source.metadata=[] if there is none" in fault(tmp_path, metadata=None)
     assert "source.reviews: no file 'x*.json'" in fault(tmp_path, reviews=["x*.json"])
+    told = fault(tmp_path, reviews=["", "/etc/x"])
+    assert "'' is no file name" in told
+    assert "'/etc/x' is no file name or pattern within" in told

@@ -14,12 +14,13 @@ import reeltalk
 ROOT = Path(reeltalk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "artifacts", "config", "memory", "precision"}
+GROUND = {"errors", "artifacts", "config", "lock", "memory", "precision"}
 MAY_IMPORT = {
     "errors": set[str](),
     "memory": set[str](),
     "precision": set[str](),
-    "artifacts": {"errors"},
+    "artifacts": {"errors", "lock"},
+    "lock": {"errors"},
     "config": {"errors"},
     "data": GROUND,
     "text": GROUND | {"data"},

@@ -174,7 +174,7 @@ def test_duplicate_and_unknown_ids_are_told_or_dropped(tmp_path: Path, files: di
         prepare("kuaicomt", raw=tmp_path / "raw", out=tmp_path / "out", settings=PrepareSettings())
     told = str(caught.value)
     assert f"{ITEMS}: 1 item_keys stand in several rows that differ ('11' in rows 1, 3)" in told
-    assert f"{ITEM_LOG}: 1 rows name an unknown item_key (row 3: '13')" in told
+    assert f"{ITEM_LOG}: 1 rows name an unknown item_key (row 4: '13')" in told
     assert f"{COMMENT_LOG}: 1 rows name an unknown comment_key" in told
     assert COMMENTS not in told
     assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,7 @@ def test_report_folders_are_compared_by_path(reports: dict[str, Report], folder:
     found = compare(folder, tmp_path / "random", samples=40)
     for metric, beside in reports[HOSTILE].comparisons["random"]["sampled"].items():
         assert asdict(found["sampled"][metric]) == pytest.approx(asdict(beside)), metric
-    manifest = json.loads((tmp_path / "random" / "manifest.json").read_text())
-    manifest["parents"]["dataset"] = "another"
-    (tmp_path / "random" / "manifest.json").write_text(json.dumps(manifest))
+    other = replace(reports["random"], dataset=reports["random"].dataset | {"digest": "another"})
+    write_report(other, tmp_path / "random", overwrite=True)
     with pytest.raises(DataError, match="the other of dataset another"):
         compare(folder, tmp_path / "random")

@@ -140,6 +140,21 @@ def test_unknown_ids_can_be_dropped(tmp_path: Path) -> None:
     assert facts["dropped"]["comment_events_of_dropped"] == 1  # of the comment whose item is unknown
 
 
+def test_impressions_may_not_bring_columns_of_the_names_that_ids_get(tmp_path: Path) -> None:
+    impressions = "user_key,item_key,time,user_id,row\nu,a,1600000001000,2,1\n"
+    message = told("tables", write_tables(tmp_path / "raw", impressions=impressions))
+    assert "impressions.csv: columns named row, user_id are reeltalk's own" in message
+
+
+def test_windows_that_no_log_has(tmp_path: Path) -> None:
+    for name in ("valid_days", "test_days", "active_days"):
+        with pytest.raises(ValueError, match="less than or equal to 36525"):
+            PrepareSettings.model_validate({name: float("inf")})
+    settings = {"test_from": "0001-01-01", "split": "time"}
+    with pytest.raises(ConfigError, match=r"< 0000-12-31 00:00:00 < 0001-01-01 00:00:00 <="):
+        prepared("tables", write_tables(tmp_path / "raw"), settings)
+
+
 def test_rows_repeated_word_for_word_count_once(tmp_path: Path) -> None:
     raw = write_tables(tmp_path / "raw", items=ITEMS + "b,,\n", comments=COMMENTS + COMMENTS.split("\n", 1)[1])
     dataset = prepared("tables", raw)
@@ -173,6 +188,16 @@ def test_broken_files_and_folders(tmp_path: Path) -> None:
     for source in sorted(SOURCES.keys() - {"simulator"}):
         assert str(empty) in told(source, empty)
     assert "does not exist" in told("tables", tmp_path / "empty" / "raw" / "nowhere")
+
+
+def test_files_that_are_no_csv_name_the_line(tmp_path: Path) -> None:
+    raw = write_tables(tmp_path / "raw")
+    (raw / "items.csv").write_bytes(ITEMS.encode() + b"c,f\xfcr,\n")
+    assert "items.csv cannot be read: not UTF-8 after line" in told("tables", raw)
+    (raw / "items.csv").write_text(ITEMS + 'c,"open,\n')
+    assert "items.csv cannot be read: the record after line 3 is not CSV" in told("tables", raw)
+    (raw / "items.csv").write_text("item_key,created,title\na,,one, two\n")
+    assert "items.csv cannot be read: line 2 has 4 fields, the header 3" in told("tables", raw)
 
 
 def test_settings_and_sources_that_do_not_exist(tmp_path: Path) -> None:
@@ -300,6 +325,18 @@ def test_threads_in_another_unit_or_type(tmp_path: Path) -> None:
     (tmp_path / "old").rename(tmp_path.parent / f"{tmp_path.name}-old")
     raw = write_threads(tmp_path / "typed", text=list(range(7)))
     assert "column 'text' is Int64, expected String" in told("threads", raw)
+    forum = pl.read_parquet(raw / "threads.parquet").with_columns(forum=pl.lit(1.5))
+    forum.write_parquet(raw / "threads.parquet")
+    assert "threads.parquet: column 'forum' is Float64, expected String" in told("threads", raw)
+
+
+def test_threads_take_small_whole_numbers_and_columns_of_nulls(tmp_path: Path) -> None:
+    raw = write_threads(tmp_path / "raw", parent_id=pl.Series([None] * 7))
+    for name in ("threads", "comments"):
+        frame = pl.read_parquet(raw / f"{name}.parquet")
+        frame.with_columns(pl.col("created").cast(pl.Int32)).write_parquet(raw / f"{name}.parquet")
+    facts = prepared("threads", raw).manifest.facts
+    assert (facts["num_item_events"], facts["num_comment_events"]) == (2, 0)
 
 
 def test_sequences(tmp_path: Path) -> None:
@@ -324,7 +361,7 @@ def test_sequences(tmp_path: Path) -> None:
     assert "line 2: user 'u2' has no item" in message
     assert "line 3: user 'u1' stands in an earlier line too" in message
     (raw / "users.txt").write_text("u1 a b zz\n")
-    assert "users.txt: 1 rows name an unknown item_key (row 3: 'zz')" in told("sequences", raw, settings)
+    assert "users.txt: 1 rows name an unknown item_key (row 1: 'zz')" in told("sequences", raw, settings)
 
 
 def test_microlens(tmp_path: Path) -> None:
@@ -369,3 +406,31 @@ def test_retail_dates(tmp_path: Path) -> None:
     (tmp_path / "dataset").rename(tmp_path.parent / f"{tmp_path.name}-dataset")
     (raw / "shop.csv").write_text(RETAIL.replace("2010-12-03 08:26:00", "yesterday"))
     assert "InvoiceDate is no date in 1 rows (row 4: 'yesterday')" in told("retail", raw)
+
+
+def test_errors_name_the_row_of_the_file_where_a_source_leaves_rows_out(tmp_path: Path) -> None:
+    retail = tmp_path / "retail" / "raw.csv"
+    retail.parent.mkdir()
+    lines = RETAIL.splitlines()
+    without_customer, without_item = lines[1].split(","), lines[1].split(",")
+    without_customer[lines[0].split(",").index("CustomerID")] = ""
+    without_item[lines[0].split(",").index("StockCode")] = ""
+    retail.write_text("\n".join([*lines, ",".join(without_customer), ",".join(without_item)]))
+    assert f"purchases of {retail}: item_key is null in 1 rows (row {len(lines) + 1}: None)" in told("retail", retail)
+    (tmp_path / "threads").mkdir()
+    threads = write_threads(tmp_path / "threads" / "raw")
+    posts = pl.read_parquet(threads / "comments.parquet")
+    stray = posts.tail(1).with_columns(pl.Series("comment_id", [8]), pl.Series("thread_id", [77]))
+    pl.concat([posts, stray]).write_parquet(threads / "comments.parquet")
+    message = told("threads", threads)
+    assert message.count(f"(row {len(posts) + 1}: '77')") == 2  # of the comment, and of the first post that it is
+
+
+def test_a_user_of_more_items_than_the_clock_has_days(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "user_sequence.txt").write_text("u a b\nw" + " a b" * 20_000)
+    (raw / "item_generative_indexing_phase_0.txt").write_text("a\tfirst\nb second\n")
+    assert "line 2: user 'w' has more than 36,525 items" in told("sequences", raw)
+    (raw / "user_sequence.txt").write_text("u a b\n")
+    assert prepared("sequences", raw).items["title"].to_list() == ["first", "second"]

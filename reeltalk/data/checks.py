@@ -6,10 +6,12 @@ import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import polars as pl
 
-from reeltalk.data.raw import EARLIEST, NULLABLE, RAW_TABLES
+from reeltalk.data.csv_lines import broken_at
+from reeltalk.data.raw import EARLIEST, NULLABLE, PLACE, RAW_TABLES
 from reeltalk.errors import DataError, nearest
 
 LATEST = 4_102_444_800_000  # 2100-01-01
@@ -33,7 +35,9 @@ def reading(origin: object) -> Iterator[None]:
     except (pl.exceptions.PolarsError, OSError) as error:
         if is_full_disk(error):
             raise
-        first_line = str(error).strip().split("\n")[0]
+        path = Path(str(origin))
+        where = broken_at(path) if path.name.endswith((".csv", ".csv.gz")) and path.is_file() else None
+        first_line = where or str(error).strip().split("\n")[0]
         raise DataError(
             f"{origin} cannot be read: {first_line}; is the file whole and of the documented format?"
         ) from error
@@ -54,14 +58,17 @@ def column_problems(
 
 def rows_that(frame: pl.LazyFrame, condition: pl.Expr, column: str) -> tuple[int, str]:
     """How many rows meet a condition, and the first few of them as ``row 7: 'value', ..`` (the first row is 1)."""
-    rows = (
-        frame.select(pl.col(column), condition.fill_null(False).alias("_is_bad"))
-        .with_row_index("_row", offset=1)
-        .filter("_is_bad")
-    )
-    count, examples = pl.collect_all([rows.select(pl.len()), rows.head(EXAMPLES)], engine="streaming")
+    rows = _numbered(frame, pl.col(column), condition.fill_null(False).alias("_is_bad")).filter("_is_bad")
+    count, examples = pl.collect_all([rows.select(pl.len()), rows.sort("_row").head(EXAMPLES)], engine="streaming")
     told = ", ".join(f"row {row}: {value!r}" for row, value in examples.select("_row", column).iter_rows())
     return int(count.item()), told
+
+
+def _numbered(frame: pl.LazyFrame, *columns: pl.Expr) -> pl.LazyFrame:
+    """Some columns, and as `_row` where each row stands in its file, from 1."""
+    if PLACE in frame.collect_schema():
+        return frame.select(pl.col(PLACE).alias("_row"), *columns)
+    return frame.select(*columns).with_row_index("_row", offset=1)
 
 
 def value_problems(name: str, frame: pl.LazyFrame, *, origin: object) -> list[str]:
@@ -96,18 +103,20 @@ def duplicate_keys(name: str, key: str, frame: pl.LazyFrame, *, origin: object) 
     if distinct == total:
         return [], pl.Series("_row", [], dtype=pl.UInt32)
     repeated = frame.group_by(key).len().filter(pl.col("len") > 1).select(key)
-    rows = frame.with_row_index("_row").join(repeated, on=key, how="semi").collect(engine="streaming").sort("_row")
+    place = pl.col(PLACE) if PLACE in frame.collect_schema() else pl.col("_row") + 1
+    numbered = frame.with_row_index("_row").with_columns(_told=place)
+    rows = numbered.join(repeated, on=key, how="semi").collect(engine="streaming").sort("_row")
     content = pl.struct(RAW_TABLES[name].keys())
     differing = (
         rows.group_by(key, maintain_order=True)
-        .agg(content.n_unique().alias("versions"), pl.col("_row"))
+        .agg(content.n_unique().alias("versions"), pl.col("_told"))
         .filter(pl.col("versions") > 1)
     )
     if differing.is_empty():
         return [], rows.filter(~pl.col(key).is_first_distinct())["_row"]
     examples = "; ".join(
-        f"{value!r} in rows {', '.join(str(row + 1) for row in found[:EXAMPLES])}"
-        for value, found in differing.head(EXAMPLES).select(key, "_row").iter_rows()
+        f"{value!r} in rows {', '.join(str(row) for row in found[:EXAMPLES])}"
+        for value, found in differing.head(EXAMPLES).select(key, "_told").iter_rows()
     )
     problem = (
         f"{origin}: {differing.height:,} {key}s stand in several rows that differ ({examples}); keep one row a key"
@@ -117,7 +126,7 @@ def duplicate_keys(name: str, key: str, frame: pl.LazyFrame, *, origin: object) 
 
 def unknown_problem(events: pl.LazyFrame, key: str, known: pl.LazyFrame, *, origin: object) -> tuple[int, str]:
     """How many rows name a `key` that `known` lacks, and the sentence that says so."""
-    unknown = events.select(key).with_row_index("_row", offset=1).join(known, on=key, how="anti")
+    unknown = _numbered(events, pl.col(key)).join(known, on=key, how="anti")
     count, examples = pl.collect_all(
         [unknown.select(pl.len()), unknown.sort("_row").head(EXAMPLES)], engine="streaming"
     )

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from reeltalk.artifacts import Manifest, read_manifest
+from reeltalk.artifacts import Manifest, read_manifest, reading_file
 from reeltalk.data.ragged import Ints
-from reeltalk.errors import DataError
+from reeltalk.errors import ArtifactError, DataError
 
 Task = Literal["item", "comment"]
 
@@ -110,8 +110,14 @@ class Dataset:
         return cls(folder, read_manifest(folder, "dataset"))
 
     def table(self, name: str) -> pl.DataFrame:
-        """One of the tables of `TABLES`, read afresh."""
-        return pl.read_parquet(self.path / f"{name}.parquet")
+        """One of the tables of `TABLES`, read afresh; raises ArtifactError where its file is damaged."""
+        path = self.path / f"{name}.parquet"
+        with reading_file(path):
+            frame = pl.read_parquet(path)
+        wrong = [column for column, dtype in TABLES.get(name, {}).items() if frame.schema.get(column) != dtype]
+        if wrong:
+            raise ArtifactError(f"{path} lacks {', '.join(wrong)}, or holds another type there; prepare it again")
+        return frame
 
     @cached_property
     def users(self) -> pl.DataFrame:

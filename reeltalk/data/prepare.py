@@ -29,6 +29,7 @@ from reeltalk.data.staging import StagedLog, stage
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 
 _STEPS = 9
+_CENTURY = 36_525  # days; all that the clock reaches
 
 
 class PrepareSettings(BaseModel):
@@ -52,15 +53,19 @@ class PrepareSettings(BaseModel):
     )
     valid_from: datetime | None = Field(default=None, description="start of the validation window, else by valid_days")
     test_from: datetime | None = Field(default=None, description="start of the test window, else by test_days")
-    valid_days: float = Field(default=1, gt=0, description="length of the validation window before the test window")
-    test_days: float = Field(default=1, gt=0, description="length of the test window, back from the last event")
+    valid_days: float = Field(
+        default=1, gt=0, le=_CENTURY, description="length of the validation window before the test window"
+    )
+    test_days: float = Field(
+        default=1, gt=0, le=_CENTURY, description="length of the test window, back from the last event"
+    )
 
     num_item_negatives: int = Field(default=99, ge=1)
     item_negatives: Literal["uniform", "active"] = Field(
         default="uniform",
         description="all items that existed, or those active in the last active_days before the target",
     )
-    active_days: float = Field(default=3, gt=0)
+    active_days: float = Field(default=3, gt=0, le=_CENTURY)
     max_comment_candidates: int = Field(default=100, ge=2, description="positives and negatives together")
     max_targets: int = Field(default=0, ge=0, description="targets a task and split, drawn at random (0: all)")
     seed: int = Field(default=0, ge=0)
@@ -76,7 +81,7 @@ def prepare(
     """
     settings = settings or PrepareSettings()
     of_source = source_settings(source, settings.source)
-    with _write_errors(out), new_folder(out, overwrite=overwrite) as folder:
+    with _write_errors(out), new_folder(out, kind="dataset", overwrite=overwrite) as folder:
         log = read_source(source, raw=raw, settings=of_source)
         settings = _resolved(settings, log.clock).model_copy(update={"source": of_source.model_dump(mode="json")})
         with _progress(source) as progress:
@@ -303,7 +308,7 @@ def _ms(moment: datetime) -> int:
 
 
 def _date(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return str(np.datetime64(ms // 1000, "s")).replace("T", " ")  # of any year, where datetime ends at 1 and 9999
 
 
 def _told(dropped: Mapping[str, int]) -> str:

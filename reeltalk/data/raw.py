@@ -45,6 +45,10 @@ NULLABLE = {
 }
 
 
+# the row or line of its file that a row is from, for errors, where a source leaves rows out or makes several of one
+PLACE = "_place"
+
+
 def empty_table(name: str) -> pl.LazyFrame:
     """A table of `RAW_TABLES` without rows, for a source that has none of it."""
     return pl.LazyFrame(schema=RAW_TABLES[name])

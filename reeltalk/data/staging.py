@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from reeltalk.data.checks import column_problems, duplicate_keys, reading, unknown_problem, value_problems
-from reeltalk.data.raw import RAW_TABLES, RawLog
+from reeltalk.data.raw import PLACE, RAW_TABLES, RawLog
 from reeltalk.errors import DataError, all_problems
 
 _REFERENCES = (
@@ -17,6 +17,7 @@ _REFERENCES = (
     ("comments", "item_key", "items"),
     ("comment_events", "comment_key", "comments"),
 )
+_TAKEN = {"user_id", "item_id", "row", PLACE}  # further columns of impressions must not be named so
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ def stage(log: RawLog, folder: Path, *, drop_unknown: bool) -> StagedLog:
         with reading(origins[name]):
             schema = frame.collect_schema()
             problems += column_problems(schema, RAW_TABLES[name], origin=origins[name])
+        if name == "impressions" and (taken := sorted(_TAKEN & set(schema.names()))):
+            problems.append(f"{origins[name]}: columns named {', '.join(taken)} are reeltalk's own; rename them")
     all_problems(DataError, "the log breaks the schema:", problems)
 
     for name, frame in frames.items():
-        kept = frame if name == "impressions" else frame.select(list(RAW_TABLES[name]))
+        columns = [*RAW_TABLES[name], *({PLACE} & set(frame.collect_schema().names()))]
+        kept = frame if name == "impressions" else frame.select(columns)
         with reading(origins[name]):
             kept.sink_parquet(folder / f"{name}.parquet", compression="lz4", row_group_size=250_000)
     staged = StagedLog(folder, tuple(frames))

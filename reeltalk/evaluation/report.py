@@ -22,6 +22,7 @@ import polars as pl
 from reeltalk.artifacts import Manifest, new_folder, versions, write_json, write_manifest
 from reeltalk.evaluation.significance import PER_USER, Comparison
 
+KIND = "report"
 REPORT = "report.json"
 PAGE = "report.html"
 
@@ -116,13 +117,13 @@ def write_report(
 
     document = report.document(model=model)
     parents = {"dataset": str(report.dataset["digest"])} | ({} if model is None else {"model": model.digest})
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, kind=KIND, overwrite=overwrite) as folder:
         write_json(folder / REPORT, document)
         report.per_user.write_parquet(folder / PER_USER)
         (folder / PAGE).write_text(render(document, training_log=training_log), encoding="utf-8")
         manifest = write_manifest(
             folder,
-            kind="report",
+            kind=KIND,
             config={"system": report.system, "protocol": report.protocol},
             parents=parents,
             facts={protocol: {name: found.mean for name, found in m.items()} for protocol, m in report.metrics.items()},

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from reeltalk.artifacts import read_manifest
+from reeltalk.artifacts import read_manifest, reading_file
 from reeltalk.errors import DataError, all_problems
 from reeltalk.evaluation.metrics import Values
 
@@ -195,7 +195,9 @@ def _opened(run: Path | pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """Per-user values in the order of their keys, and the digest of the dataset where it is known."""
     if isinstance(run, pl.DataFrame):
         return run.sort(KEYS), None
-    return pl.read_parquet(run / PER_USER).sort(KEYS), read_manifest(run, "report").parents.get("dataset")
+    parents = read_manifest(run, "report").parents
+    with reading_file(run / PER_USER):
+        return pl.read_parquet(run / PER_USER).sort(KEYS), parents.get("dataset")
 
 
 def _name(run: Path | pl.DataFrame) -> str:

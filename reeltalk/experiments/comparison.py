@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from reeltalk.artifacts import read_manifest, write_json
+from reeltalk.artifacts import read_manifest, reading_file, write_json
 from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.experiment import ExperimentSettings
@@ -103,7 +103,8 @@ def _told(job: Job, cell: Cell) -> str:
 def _time_requests(lines: Sequence[Line], workers: Processes, out: Path, tell: Tell) -> dict[str, float]:
     """Milliseconds a request by model folder: one model of each line, one after the other, each only once."""
     path = out / REQUESTS
-    known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    with reading_file(path):
+        known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     models = {line.measured[0].folders[line.measured[0].task]: line for line in lines if line.measured}
     digests = {model: read_manifest(Path(model), "model").digest for model in models}
     for model in (model for model in models if digests[model] not in known):

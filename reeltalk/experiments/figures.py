@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from reeltalk.artifacts import read_manifest
+from reeltalk.artifacts import read_manifest, reading_file
 from reeltalk.evaluation.floors import ORACLE
 from reeltalk.evaluation.significance import KEYS, Comparison, holm
 from reeltalk.experiments.experiment import ExperimentSettings
@@ -77,7 +77,8 @@ def _table(
 
 def _floor_runs(folder: Path) -> dict[str, Run]:
     dataset = read_manifest(folder, FLOORS).parents["dataset"]
-    return {file.stem: Run(dataset, pl.read_parquet(file).sort(KEYS)) for file in sorted(folder.glob("*.parquet"))}
+    with reading_file(folder):
+        return {file.stem: Run(dataset, pl.read_parquet(file).sort(KEYS)) for file in sorted(folder.glob("*.parquet"))}
 
 
 def _standing(experiment: ExperimentSettings, kind: Kind, of: Mapping[int, Run]) -> Standing:

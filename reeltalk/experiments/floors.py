@@ -25,7 +25,7 @@ def measure_floors(
     """Write a folder with the per-user values of each floor, ``NAME.parquet`` as in a report folder."""
     texts = None if text is None else TextLookup.of(dataset, text)
     reports = evaluate(dataset, floors(dataset, task, texts=texts, settings=settings), settings=settings)
-    with new_folder(out) as folder:
+    with new_folder(out, kind=FLOORS) as folder:
         for name, report in reports.items():
             report.per_user.write_parquet(folder / f"{name}.parquet")
         return write_manifest(folder, kind=FLOORS, config=settings.model_dump(mode="json"), parents=parents)

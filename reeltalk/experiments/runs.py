@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from reeltalk.artifacts import read_manifest
+from reeltalk.artifacts import read_manifest, reading_file
 from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
 
 ALL = "all"  # the part that is every target
@@ -26,7 +26,8 @@ class Run:
 def read_run(report: Path) -> Run:
     """The run of a report folder."""
     manifest = read_manifest(report, "report")
-    return Run(manifest.parents["dataset"], pl.read_parquet(report / PER_USER).sort(KEYS))
+    with reading_file(report / PER_USER):
+        return Run(manifest.parents["dataset"], pl.read_parquet(report / PER_USER).sort(KEYS))
 
 
 def part_of(run: Run, part: str) -> Run:

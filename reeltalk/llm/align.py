@@ -25,6 +25,7 @@ from reeltalk.llm.feed import AlignBatches, instances_of
 from reeltalk.llm.module import AlignModule
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignSettings
+from reeltalk.lock import only_writer
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.models import build
 from reeltalk.models.lsvcr import LSVCR
@@ -56,12 +57,13 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     trainer = new_trainer(out, train, log_every=10, max_steps=train.warm_steps + train.steps, max_epochs=-1)
     module = new_module(dataset, text, settings, device=str(trainer.strategy.root_device))
     config, parents = settings.model_dump(mode="json"), parents_of(dataset, text, settings)
-    is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
-    save_settings(settings, out / CONFIG)
-    fit(trainer, module, out, is_resumed=is_resumed)
-    if trainer.is_global_zero:
-        _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
-    trainer.strategy.barrier()
+    with only_writer(out):
+        is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
+        save_settings(settings, out / CONFIG)
+        fit(trainer, module, out, is_resumed=is_resumed)
+        if trainer.is_global_zero:
+            _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
+        trainer.strategy.barrier()
 
 
 def parents_of(dataset: Dataset, text: TextTable, settings: AlignSettings) -> dict[str, str]:

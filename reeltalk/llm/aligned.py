@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from reeltalk.artifacts import MANIFEST, Manifest, folder_kind, new_folder, read_manifest, write_manifest
+from reeltalk.artifacts import (
+    MANIFEST,
+    Manifest,
+    folder_kind,
+    new_folder,
+    read_manifest,
+    reading_file,
+    write_manifest,
+)
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.align import LLM
@@ -97,7 +105,8 @@ def _text_map(aligned: Path, manifest: Manifest, width: int) -> nn.Module:
     settings = AlignSettings.model_validate(manifest.config)
     found = text_map(settings.model, width)
     prefix = "text_map."
-    weights = load_file(aligned / SEQUENTIAL)
+    with reading_file(aligned / SEQUENTIAL):
+        weights = load_file(aligned / SEQUENTIAL)
     found.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     return found.requires_grad_(False).eval()
 
@@ -112,7 +121,7 @@ def _mapped_table(table: TextTable, aligned: Path, manifest: Manifest, out: Path
         held = TextTable.load(out)
         if len(held.vectors) == len(table.vectors):
             return held
-    with new_folder(out, overwrite=True) as partial:
+    with new_folder(out, kind=KIND, overwrite=True) as partial:
         shape = (len(table.vectors), width)
         vectors = np.lib.format.open_memmap(partial / VECTORS, "w+", np.float16, shape)
         for start in range(0, len(vectors), _ROWS_AT_ONCE):

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from reeltalk.artifacts import MANIFEST, read_manifest, resumable_folder, write_manifest
+from reeltalk.artifacts import MANIFEST, read_manifest, reading_file, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
+from reeltalk.lock import only_writer
 from reeltalk.memory import keep_freed_memory
 from reeltalk.text.checkpoint import OFFLINE, Precision
 from reeltalk.text.encoder import Encoder, Pooling, load_encoder
@@ -64,11 +65,13 @@ def encode(
     settings, or something else.
     """
     settings = settings or EncodeSettings()
-    columns = [
-        pl.scan_parquet(dataset.path / f"{name}.parquet").select(pl.col(_TEXTS[name]).alias("text"))
-        for name in settings.texts
-    ]
-    return encode_texts(pl.concat(columns).unique().collect()["text"], out=out, settings=settings, encoder=encoder)
+    parts = []
+    for name in settings.texts:
+        path = dataset.path / f"{name}.parquet"
+        with reading_file(path):
+            parts.append(pl.scan_parquet(path).select(pl.col(_TEXTS[name]).cast(pl.String)).unique().collect())
+    texts = pl.concat([part.to_series() for part in parts]).unique()
+    return encode_texts(texts, out=out, settings=settings, encoder=encoder)
 
 
 def encode_texts(
@@ -87,25 +90,26 @@ def encode_texts(
     )
     pack_linears(encoder.model, rows=encoder.tokens_per_batch)
     config = _identity(encoder, settings)
-    finished = (out / MANIFEST).is_file()
-    if finished:
-        require_same_encoding(out, config)
-    else:
-        resumable_folder(out, kind=KIND, config=config, parents={})
-    try:
-        store = Store(out, width=encoder.width)
-        missing = _missing(texts, store.keys())
-        if finished and missing.is_empty() and not store.is_ahead:
-            return TextTable.load(out)
-        _encode_blocks(encoder, missing, store=store, settings=settings)
-        store.finish()
-    except OSError as error:
-        raise ArtifactError(
-            f"{out} cannot be written ({error}); mend that and run again, it goes on where it was"
-        ) from error
-    write_manifest(out, kind=KIND, config=config, parents={}, facts=asdict(store.done))
-    store.close()
-    return TextTable.load(out)
+    with only_writer(out):
+        finished = (out / MANIFEST).is_file()
+        if finished:
+            require_same_encoding(out, config)
+        else:
+            resumable_folder(out, kind=KIND, config=config, parents={})
+        try:
+            store = Store(out, width=encoder.width)
+            missing = _missing(texts, store.keys())
+            if finished and missing.is_empty() and not store.is_ahead:
+                return TextTable.load(out)
+            _encode_blocks(encoder, missing, store=store, settings=settings)
+            store.finish()
+        except OSError as error:
+            raise ArtifactError(
+                f"{out} cannot be written ({error}); mend that and run again, it goes on where it was"
+            ) from error
+        write_manifest(out, kind=KIND, config=config, parents={}, facts=asdict(store.done))
+        store.close()
+        return TextTable.load(out)
 
 
 def _identity(encoder: Encoder, settings: EncodeSettings) -> dict[str, Any]:

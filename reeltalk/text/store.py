@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reeltalk.artifacts import MANIFEST, read_manifest, write_json
+from reeltalk.artifacts import MANIFEST, read_manifest, reading_file, write_json
 from reeltalk.errors import ArtifactError
 from reeltalk.text.table import KEYS, KIND, VECTORS
 
@@ -93,8 +93,10 @@ class Store:
         (self._folder / _DONE).unlink(missing_ok=True)
 
     def _read_done(self) -> Done:
-        if (self._folder / _DONE).is_file():
-            return Done(**json.loads((self._folder / _DONE).read_text()))
+        path = self._folder / _DONE
+        if path.is_file():
+            with reading_file(path):
+                return Done(**json.loads(path.read_text()))
         return Done(**read_manifest(self._folder, KIND).facts) if self._finished else Done()
 
     def _write_header(self, name: str, *, rows: int) -> None:

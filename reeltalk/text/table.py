@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from reeltalk.artifacts import Manifest, digest_of, read_manifest
+from reeltalk.artifacts import MANIFEST, Manifest, digest_of, read_manifest, reading_file
 from reeltalk.errors import ArtifactError
 
 KIND = "text"
@@ -42,7 +42,9 @@ class TextTable:
         """Open a folder written by `reeltalk encode`; raises ArtifactError where it is none or unfinished."""
         folder = Path(path)
         manifest = read_manifest(folder, KIND)
-        return cls(folder, manifest, _mapped(folder / VECTORS, int(manifest.facts["rows"])))
+        with reading_file(folder / MANIFEST):
+            rows = int(manifest.facts["rows"])
+        return cls(folder, manifest, _mapped(folder / VECTORS, rows))
 
     @property
     def width(self) -> int:

@@ -14,6 +14,7 @@ from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ConfigError
+from reeltalk.lock import only_writer
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.text.table import TextTable
 from reeltalk.training.module import FinetuneModule, Objective
@@ -70,25 +71,26 @@ def train_system(
     made_from |= parents or {}
     module = FinetuneModule(system, system.training_windows(), objective)
     config = settings.model_dump(mode="json")
-    is_resumed = resumable_folder(out, kind=kind, config=config, parents=made_from)
-    save_settings(settings, out / CONFIG)
-    best = _best_checkpoint(out)
-    trainer = new_trainer(
-        out,
-        train,
-        callbacks=[EarlyStopping("validation", mode="max", patience=train.patience), best],
-        max_epochs=train.max_epochs,
-        accumulate_grad_batches=train.accumulate,
-    )
-    fit(trainer, module, out, is_resumed=is_resumed)
-    if trainer.is_global_zero:
-        facts = _finish(out, module, best, kept or system) | {
-            "dataset": str(dataset.path.resolve()),
-            "text": None if text is None else str(text.path.resolve()),
-        }
-        write_manifest(out, kind=kind, config=config, parents=made_from, facts=facts, leave_out=(CHECKPOINTS,))
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    trainer.strategy.barrier()
+    with only_writer(out):
+        is_resumed = resumable_folder(out, kind=kind, config=config, parents=made_from)
+        save_settings(settings, out / CONFIG)
+        best = _best_checkpoint(out)
+        trainer = new_trainer(
+            out,
+            train,
+            callbacks=[EarlyStopping("validation", mode="max", patience=train.patience), best],
+            max_epochs=train.max_epochs,
+            accumulate_grad_batches=train.accumulate,
+        )
+        fit(trainer, module, out, is_resumed=is_resumed)
+        if trainer.is_global_zero:
+            facts = _finish(out, module, best, kept or system) | {
+                "dataset": str(dataset.path.resolve()),
+                "text": None if text is None else str(text.path.resolve()),
+            }
+            write_manifest(out, kind=kind, config=config, parents=made_from, facts=facts, leave_out=(CHECKPOINTS,))
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        trainer.strategy.barrier()
 
 
 def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: System) -> dict[str, object]:

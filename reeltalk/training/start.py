@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reeltalk.artifacts import Manifest, folder_kind, read_manifest, require_parent
+from reeltalk.artifacts import Manifest, folder_kind, read_manifest, reading_file, require_parent
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.models import model_spec
 from reeltalk.models.lsvcr import LSVCRSettings
@@ -87,10 +87,11 @@ def start_from(system: System, start: Path) -> dict[str, str]:
         manifest = read_manifest(start, kind)
         if not pretraining_of(system.settings.name).of_text_alone:
             require_parent(manifest, start, "dataset", system.dataset.manifest, system.dataset.path)
-        weights = {name.removeprefix("recommender."): value for name, value in load_file(file).items()}
     else:
         kind, file = ALIGNED, start / SEQUENTIAL
-        manifest, weights = read_manifest(start, kind), load_file(file)
+        manifest = read_manifest(start, kind)
+    with reading_file(file):
+        weights = {name.removeprefix("recommender."): value for name, value in load_file(file).items()}
     own = system.recommender.state_dict()
     new: dict[str, Tensor] = {}
     for name, value in weights.items():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reeltalk.artifacts import Manifest, read_manifest, require_parent
+from reeltalk.artifacts import Manifest, file_digest, read_manifest, reading_file, require_parent
 from reeltalk.config import load_settings
 from reeltalk.data.batch import Batch, CommentTargets
 from reeltalk.data.dataset import Dataset, Split
@@ -197,12 +197,15 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
 
     One whose encoder was trained has text vectors of its own and takes no others.
 
-    Raises ArtifactError where the folder is unfinished, dataset or text are not those it was made from, or the model's
-    code makes other weights by now; ConfigError where a model from outside the package is not found.
+    Raises ArtifactError where the folder is unfinished, damaged or changed, dataset or text are not those it was made
+    from, or the model's code makes other weights by now; ConfigError where a model from outside the package is not
+    found.
     """
     path = Path(folder)
     manifest = read_manifest(path, "model")
     config = manifest.config
+    if file_digest(path / CONFIG) != manifest.files[CONFIG]:
+        raise ArtifactError(f"{path / CONFIG} was changed after training; put it back, or train anew with it")
     settings = load_settings(finetune_settings(config["name"], config["task"]), file=path / CONFIG)
     dataset = dataset or Dataset.load(recorded(path, manifest, "dataset"))
     require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)
@@ -216,8 +219,10 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
             "give the text folder it was made from"
         )
     system = System.new(dataset, text=text, settings=settings, is_loaded=True)
+    with reading_file(path / WEIGHTS):
+        weights = load_file(path / WEIGHTS)
     try:
-        system.load_state_dict(load_file(path / WEIGHTS))
+        system.load_state_dict(weights)
     except RuntimeError as error:
         raise ArtifactError(
             f"{path} does not fit {settings.name} as it is now: {' '.join(str(error).split())}; go back to the code it "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from reeltalk.artifacts import reading_file
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.simulator.platform import Array, Floats, Ints, Platform
 from reeltalk.errors import ArtifactError
@@ -37,7 +38,7 @@ class Oracle:
             raise ArtifactError(
                 f"{dataset.path} has no {FILE}: only a dataset prepared from the simulator knows the truth"
             )
-        with np.load(file, allow_pickle=False) as saved:
+        with reading_file(file), np.load(file, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
         keys = {name: arrays.pop(name) for name in KEYS}
         rows = (

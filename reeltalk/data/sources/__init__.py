@@ -55,10 +55,13 @@ def source_settings(name: str, values: Mapping[str, Any]) -> BaseModel:
         problems = []
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"])
+            told = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
             if problem["type"] == "extra_forbidden":
                 problems.append(f"source.{field} is unknown;{nearest(field, model.model_fields)}")
-            else:
-                problems.append(f"source.{field}={problem['input']!r}: {problem['msg']}")
+            elif field:
+                problems.append(f"source.{field}={problem['input']!r}: {told}")
+            else:  # a rule between several fields
+                problems.append(told)
         all_problems(ConfigError, f"settings of source {name!r} are wrong:", problems)
         raise
 

@@ -124,6 +124,9 @@ def _files(raw: Path, patterns: Sequence[str] | None, *, is_metadata: bool) -> l
     """The files that the patterns name, or those found by their names; raises DataError where a pattern names none."""
     role = "metadata" if is_metadata else "reviews"
     if patterns is not None:
+        absolute = [pattern for pattern in patterns if not pattern or Path(pattern).is_absolute()]
+        outside = [f"source.{role}: {pattern!r} is no file name or pattern within {raw}" for pattern in absolute]
+        all_problems(DataError, "files are missing:", outside)
         found = {pattern: sorted(path for path in raw.glob(pattern) if path.is_file()) for pattern in patterns}
         missing = [f"source.{role}: no file {pattern!r} in {raw}" for pattern, paths in found.items() if not paths]
         all_problems(DataError, "files are missing:", missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import gzip
 import json
 import zlib
@@ -89,8 +90,12 @@ def _is_json(line: bytes) -> bool:
 
 def _record(line: bytes) -> dict[str, Any]:
     """The record on a line; raises ValueError where it is neither JSON nor a Python literal, or no object."""
+    if line.startswith(codecs.BOM_UTF8):
+        raise ValueError("it begins with a byte order mark")
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     except ValueError as not_json:
         if line.lstrip().startswith(b'{"'):
             raise
@@ -101,6 +106,10 @@ def _record(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}")
     return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON; write null")
 
 
 def _loose_parts(

@@ -9,7 +9,6 @@ if that is earlier. user_features.csv is not read: no model uses these features.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -23,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from reeltalk.data.checks import LATEST
-from reeltalk.data.raw import EARLIEST, SECOND, RawLog
+from reeltalk.data.csv_lines import broken_at
+from reeltalk.data.raw import EARLIEST, PLACE, SECOND, RawLog
 from reeltalk.errors import DataError, all_problems, nearest
 
 UPLOAD_TIMEZONE = "Asia/Shanghai"
@@ -106,9 +106,15 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
     impressions = log.select(user, item, time, *kept).with_columns(cs.matches("^(is_.*|long_view)$").cast(pl.Boolean))
     return RawLog(
         items=_items(raw),
-        item_events=log.select(
-            user, item, time, behaviour=_first_set({"is_like": "like", "is_collect": "collect", "is_forward": "share"})
-        ).drop_nulls("behaviour"),
+        item_events=log.with_row_index(PLACE, offset=1)
+        .select(
+            PLACE,
+            user,
+            item,
+            time,
+            behaviour=_first_set({"is_like": "like", "is_collect": "collect", "is_forward": "share"}),
+        )
+        .drop_nulls("behaviour"),
         comments=_scan(raw / COMMENTS).select(
             comment,
             item,
@@ -117,12 +123,15 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
             user_key=no_text,
             parent_key=no_text,
         ),
-        comment_events=comment_log.select(
+        comment_events=comment_log.with_row_index(PLACE, offset=1)
+        .select(
+            PLACE,
             user,
             comment,
             time=pl.col("time_stamp") * SECOND,
             behaviour=_first_set({"is_like": "like", "is_reply": "reply"}),
-        ).drop_nulls("behaviour"),
+        )
+        .drop_nulls("behaviour"),
         impressions=impressions if settings.impressions else None,
         origins={
             "items": ITEMS,
@@ -181,8 +190,8 @@ def _check(raw: Path) -> dict[str, list[str]]:
             absent = [column for column in columns if columns[column].is_needed and column not in header]
             problems += [f"{name} lacks column {column!r};{nearest(column, header)}" for column in absent]
             problems += _bad_columns(raw / name, {column: columns[column] for column in present[name]})
-        except pl.exceptions.PolarsError as error:
-            problems.append(_broken_at(raw / name, str(error).splitlines()[0]))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            problems.append(f"{name}: {broken_at(raw / name) or str(error).splitlines()[0]}")
     all_problems(DataError, heading, problems)
     return present
 
@@ -231,22 +240,3 @@ def _describe(file: str, name: str, column: Column, first: Mapping[str, Any]) ->
     if name == "time_stamp" and value is not None and EARLIEST <= value <= LATEST:
         hint = "; it looks like milliseconds: divide by 1000"
     return f"{file}: {name} {found} in row {first['row']}{others}, expected {column.expected}{hint}"
-
-
-def _broken_at(path: Path, reason: str) -> str:
-    """Say on which line a file that polars cannot parse stops being CSV."""
-    line = 1
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = csv.reader(stream, strict=True)
-            width = len(next(rows, []))
-            for fields in rows:
-                line = rows.line_num
-                if fields and len(fields) > width:
-                    found = f"{len(fields)} fields, the header {width}"
-                    return f"{path.name}: line {line} has {found}; quote fields that hold commas"
-    except csv.Error as error:
-        return f"{path.name}: the record after line {line} is not CSV ({error}); close its quotes"
-    except UnicodeDecodeError as error:
-        return f"{path.name}: not UTF-8 after line {line} ({error.reason}); convert the file"
-    return f"{path.name}: {reason}"

@@ -39,7 +39,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
 
 
 def _only_file(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
+    found = sorted(path for path in folder.glob(pattern) if path.is_file())
     if len(found) != 1:
         told = ", ".join(path.name for path in found) or "none"
         raise DataError(f"{folder} must hold one file named {pattern}, but there are: {told}")

@@ -14,7 +14,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from reeltalk.data.checks import column_problems, reading, rows_that
-from reeltalk.data.raw import RawLog
+from reeltalk.data.raw import PLACE, RawLog
 from reeltalk.errors import DataError, all_problems
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "InvoiceDate", "CustomerID")
@@ -41,12 +41,17 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
         count, examples = rows_that(frame, counts & time.is_null(), "InvoiceDate")
     if count:
         raise DataError(f"{path}: InvoiceDate is no date in {count:,} rows ({examples}); write 2010-12-31 23:59:00")
-    bought = frame.filter(counts).select(
-        pl.col("CustomerID").str.strip_suffix(".0").alias("user_key"),
-        pl.col("StockCode").alias("item_key"),
-        time.alias("time"),
-        pl.lit("buy").alias("behaviour"),
-        pl.col("Description").str.strip_chars().alias("title"),
+    bought = (
+        frame.with_row_index(PLACE, offset=1)
+        .filter(counts)
+        .select(
+            PLACE,
+            pl.col("CustomerID").str.strip_suffix(".0").alias("user_key"),
+            pl.col("StockCode").alias("item_key"),
+            time.alias("time"),
+            pl.lit("buy").alias("behaviour"),
+            pl.col("Description").str.strip_chars().alias("title"),
+        )
     )
     titles = (
         bought.group_by("item_key", "title")
@@ -64,7 +69,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
 def _only_csv(raw: Path) -> Path:
     if raw.is_file():
         return raw
-    found = sorted(path for suffix in SUFFIXES for path in raw.glob(f"*{suffix}"))
+    found = sorted(path for suffix in SUFFIXES for path in raw.glob(f"*{suffix}") if path.is_file())
     if len(found) != 1:
         told = ", ".join(path.name for path in found) or "none"
         raise DataError(f"{raw} must hold one CSV file ({', '.join(SUFFIXES)}), but there are: {told}")

@@ -15,9 +15,11 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from reeltalk.data.checks import reading
-from reeltalk.data.raw import DAY, ORDER_START, RawLog
+from reeltalk.data.checks import LATEST, reading
+from reeltalk.data.raw import DAY, ORDER_START, PLACE, RawLog
 from reeltalk.errors import DataError, all_problems
+
+MOST_ITEMS = (LATEST - ORDER_START) // DAY  # events of a user are a day apart
 
 
 class Settings(BaseModel):
@@ -36,9 +38,10 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
     users_path, items_path = raw / settings.users_file, raw / settings.items_file
     missing = [f"{path} is missing" for path in (users_path, items_path) if not path.is_file()]
     all_problems(DataError, f"{raw} is no folder of sequences (set source.users_file, source.items_file):", missing)
-    parts = pl.col("line").str.splitn(" ", 2).struct
+    parts = pl.col("line").str.replace(r"\s", " ").str.splitn(" ", 2).struct
     return RawLog(
         items=lines_of(items_path).select(
+            pl.col("line_number").alias(PLACE),
             parts.field("field_0").alias("item_key"),
             parts.field("field_1").str.strip_chars().alias("title"),
             pl.lit(None, dtype=pl.Int64).alias("created"),
@@ -61,7 +64,7 @@ def lines_of(path: Path) -> pl.LazyFrame:
 def events_in_order(lines: pl.LazyFrame, *, origin: Path, behaviour: str) -> pl.LazyFrame:
     """Item events from lines ``USER ITEM ITEM ..``, a day apart from `ORDER_START` on.
 
-    Raises DataError where a user stands in two lines or without any item.
+    Raises DataError where a user stands in two lines, without any item, or with more items than the clock has days.
     """
     with reading(origin):
         users = (
@@ -75,10 +78,12 @@ def events_in_order(lines: pl.LazyFrame, *, origin: Path, behaviour: str) -> pl.
         )
     without = users.filter(pl.col("item_key").list.len() == 0)
     twice = users.filter(~pl.col("user_key").is_first_distinct())
+    too_many = users.filter(pl.col("item_key").list.len() > MOST_ITEMS)
     problems = []
     for rows, what in (
         (without, "has no item; leave the line out"),
         (twice, "stands in an earlier line too; join the lines"),
+        (too_many, f"has more than {MOST_ITEMS:,} items; keep the last of them"),
     ):
         if len(rows):
             number, user = rows.select("line_number", "user_key").row(0)
@@ -90,6 +95,7 @@ def events_in_order(lines: pl.LazyFrame, *, origin: Path, behaviour: str) -> pl.
         .with_columns(pl.int_ranges(pl.col("item_key").list.len()).alias("step"))
         .explode("item_key", "step")
         .select(
+            pl.col("line_number").alias(PLACE),
             "user_key",
             "item_key",
             (ORDER_START + pl.col("step").cast(pl.Int64) * DAY).alias("time"),

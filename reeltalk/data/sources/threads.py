@@ -20,13 +20,14 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from reeltalk.data.checks import column_problems, reading, rows_that
-from reeltalk.data.raw import EARLIEST, SECOND, RawLog
+from reeltalk.data.raw import EARLIEST, PLACE, SECOND, RawLog
 from reeltalk.errors import DataError, all_problems
 
 COLUMNS = {
     "threads": ("thread_id", "title", "created"),
     "comments": ("comment_id", "thread_id", "parent_id", "author", "created", "text"),
 }
+OPTIONAL = {"forum", "body", "author"}
 KEYS = {"thread_id", "comment_id", "parent_id", "author"}
 MILLISECONDS = 100_000_000_000  # as seconds this is the year 5138
 
@@ -58,12 +59,14 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
     body = pl.when(pl.col("body") != "").then("body")
     return RawLog(
         items=threads.select(
+            PLACE,
             pl.col("thread_id").alias("item_key"),
             pl.concat_str(heading, body, separator="\n", ignore_nulls=True).alias("title"),
             "created",
         ),
         item_events=_first_posts(threads, posts),
         comments=comments.select(
+            PLACE,
             pl.col("comment_id").alias("comment_key"),
             pl.col("thread_id").alias("item_key"),
             "text",
@@ -86,10 +89,15 @@ def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple
     schema = dict(frame.collect_schema())
     if "threads" in path.name:
         frame = frame.with_columns(
-            pl.lit(None, dtype=pl.String).alias(name) for name in ("forum", "body", "author") if name not in schema
+            pl.lit(None, dtype=pl.String).alias(name) for name in sorted(OPTIONAL - schema.keys())
         )
-    as_read = {name: pl.String() if name in KEYS and dtype.is_integer() else dtype for name, dtype in schema.items()}
-    expected = {name: pl.Int64 if name == "created" else pl.String for name in columns}
+    expected = {name: pl.Int64 if name == "created" else pl.String for name in (*columns, *(OPTIONAL & schema.keys()))}
+    takes_whole = KEYS | {"created"}
+    as_read = {
+        name: expected[name]() if dtype == pl.Null or (dtype.is_integer() and name in takes_whole) else dtype
+        for name, dtype in schema.items()
+        if name in expected
+    }
     if problems := column_problems(as_read, expected, origin=path):
         return frame, problems
     count, examples = rows_that(frame, pl.col("created") >= MILLISECONDS, "created")
@@ -98,8 +106,8 @@ def _checked(frame: pl.LazyFrame, columns: tuple[str, ...], path: Path) -> tuple
     count, examples = rows_that(frame, pl.col("created") < EARLIEST // SECOND, "created")
     if count:
         problems.append(f"{path}: created is before 2000-01-01 in {count:,} rows ({examples}); write Unix seconds")
-    keys = pl.col(name for name in KEYS if name in (*columns, "author")).cast(pl.String)
-    return frame.with_columns(keys, pl.col("created") * SECOND), problems
+    typed = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in expected.items())
+    return typed.with_columns(pl.col("created") * SECOND).with_row_index(PLACE, offset=1), problems
 
 
 def _opened_from(
@@ -126,6 +134,7 @@ def _first_posts(threads: pl.LazyFrame, posts: pl.LazyFrame) -> pl.LazyFrame:
         .sort("created", maintain_order=True)
         .unique(["author", "thread_id"], keep="first", maintain_order=True)
         .select(
+            PLACE,
             pl.col("author").alias("user_key"),
             pl.col("thread_id").alias("item_key"),
             pl.col("created").alias("time"),
@@ -141,6 +150,7 @@ def _answers(posts: pl.LazyFrame) -> pl.LazyFrame:
         .join(parents, on="parent_id", maintain_order="left")
         .filter(pl.col("author").ne_missing(pl.col("answered")))
         .select(
+            PLACE,
             pl.col("author").alias("user_key"),
             pl.col("parent_id").alias("comment_key"),
             pl.col("created").alias("time"),
