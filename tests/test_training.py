@@ -159,6 +159,22 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_goes_on(
+    number: signal.Signals, toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    settings = small_settings("item", epochs=2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FinetuneModule, "on_train_epoch_start", lambda self: os.kill(os.getpid(), number))
+        finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ArtifactError, match="unfinished"):
+        load_system(tmp_path / "out")
+    finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "out")
+    load_system(tmp_path / "out")
+
+
 def test_a_run_killed_at_its_end_does_not_start_over(
     toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -94,7 +95,7 @@ def new_trainer(
 def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool) -> None:
     """Train, from the last checkpoint in `out` where the run is resumed.
 
-    Raises KeyboardInterrupt where the run was interrupted.
+    Raises KeyboardInterrupt where the run was interrupted, by Ctrl-C or SIGTERM.
     """
     resume_from = out / CHECKPOINTS / LAST
     with warnings.catch_warnings():
@@ -103,7 +104,13 @@ def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool)
             message=".*(does not have many workers|smaller than the logging interval|exists and is not empty).*",
         )
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, ckpt_path=resume_from if is_resumed and resume_from.is_file() else None)
+        except SystemExit:  # how Lightning ends on either, with status 1 or 0 and deaf to Ctrl-C
+            signal.signal(signal.SIGINT, on_interrupt)
+            if not trainer.interrupted:
+                raise
     if trainer.interrupted:
         raise KeyboardInterrupt
 
