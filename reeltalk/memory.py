@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -33,7 +35,24 @@ def keep_freed_memory(*, but_large: bool = False) -> bool:
     return all([libc.mallopt(*option) for option in options])
 
 
+def forget_peak() -> bool:
+    """Give freed memory back and count the peak anew; False where the system cannot, as outside Linux."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def peak_bytes() -> int:
-    """The most memory that the process ever held."""
+    """The most memory that the process held, since `forget_peak` where that was called."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(found[1]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10

@@ -13,11 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from test_align import encoded, small_settings
 from tiny_chains import write_config
 from tiny_llms import save_llm
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from reeltalk import api
 from reeltalk.artifacts import PROGRESS, is_finished, read_manifest
 from reeltalk.cli import app
+from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.experiments.chain import load_chain
@@ -55,7 +56,25 @@ def stops(*_: object, **__: object) -> NoReturn:
     raise InterruptedError("killed")
 
 
+def invoked(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 # parents --------------------------------------------------------------------------------------------------------------
+
+
+def test_without_text_vectors_the_command_makes_them_first(toy_dataset: Dataset, llm: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "align.yaml", tmp_path / "aligned"
+    save_settings(small_settings(llm, train={"steps": 0}), file)
+    done = invoked("align", toy_dataset.path, "--llm", llm, "--config", file, "--out", out)
+    assert done.exit_code == 0, done.output
+    made = TextTable.load(tmp_path / "aligned-text")
+    assert (made.manifest.config["encoder"], made.manifest.config["precision"]) == (llm.name, "float32")
+    assert read_manifest(out, ALIGNED).parents["text"] == made.encoding
+    refused = invoked("align", toy_dataset.path, "--config", file, "--set", "encoder=frozen", "--out", tmp_path / "f")
+    assert refused.exit_code == 2
+    assert "give --text" in refused.stderr
+    assert not (tmp_path / "f-text").exists()
 
 
 def test_the_table_it_started_from_may_be_moved(
@@ -70,8 +89,7 @@ def test_the_table_it_started_from_may_be_moved(
     other = encode(toy_dataset, out=tmp_path / "other", settings=EncodeSettings(encoder=str(llm), max_tokens=4))
     with pytest.raises(ArtifactError, match=r"started from text vectors .*other holds .*--text"):
         encode_aligned(toy_dataset, out, out=tmp_path / "mapped", text=other)
-    arguments = ["encode", toy_dataset.path, "--encoder", out, "--text", moved, "--out", tmp_path / "mapped"]
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = invoked("encode", toy_dataset.path, "--encoder", out, "--text", moved, "--out", tmp_path / "mapped")
     assert done.exit_code == 0, done.output
     expected = encode_aligned(toy_dataset, warm, out=tmp_path / "expected")
     assert np.array_equal(TextTable.load(tmp_path / "mapped").vectors, expected.vectors)

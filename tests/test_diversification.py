@@ -120,5 +120,8 @@ def test_hot_comments_of_a_dataset(toy_dataset: Dataset) -> None:
         table = toy_dataset.hot_comments.filter(item_id=item).sort("rank")["comment_id"].to_list()
         assert hot.before(2**60, item) == table
         assert hot.before(int(moments), item) == [comment for comment in table if created[comment] < int(moments)]
+        assert hot.hottest_before(np.array([moments], np.int64), np.array([item])).tolist() == (
+            hot.before(int(moments), item)[:1] or [0]
+        )
         some += 0 < len(hot.before(int(moments), item)) < len(table)
     assert some

@@ -13,7 +13,8 @@ from random_logs import Log, Record, User, random_log
 
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.diversification import Diversification, HotComments
-from reeltalk.data.instance_stream import Instances
+from reeltalk.data.histories import Histories
+from reeltalk.data.instance_stream import Instances, ItemComments
 from reeltalk.data.instances import Entry, InstanceBatch, Words
 from reeltalk.data.raw import DAY
 from reeltalk.errors import DataError
@@ -328,3 +329,20 @@ def test_stream_of_a_dataset(toy_dataset: Dataset) -> None:
     assert max(len(instance.items) for instance in batch.instances) > 5
     assert all(instance.target for instance in batch.instances)
     assert batch.positions.shape == (2, 20)
+
+
+@pytest.mark.parametrize("of", ["hot", "random", "none"])
+def test_item_entries_are_told_with_the_comments_that_are_asked_for(of: ItemComments, toy_dataset: Dataset) -> None:
+    """Also those that diversification leaves alone; records keep their own whatever is asked for."""
+    comments = toy_dataset.comments
+    belongs = dict(zip(comments["comment_id"].to_list(), comments["item_id"].to_list(), strict=True))
+    created = dict(zip(comments["comment_id"].to_list(), comments["created"].to_list(), strict=True))
+    stream = Instances.of(toy_dataset, hot_comments=of, history_probability=0.0)
+    asked, hot = stream.histories, Histories.of(toy_dataset)
+    told = asked.hot_comment
+    assert (told > 0).any() == (of != "none")
+    assert (told != hot.hot_comment).any() == (of != "hot")
+    for item, time, comment in zip(asked.item.tolist(), asked.time.tolist(), told.tolist(), strict=True):
+        assert not comment or (belongs[comment] == item and created[comment] < time)
+    assert np.array_equal(asked.comment, hot.comment)
+    assert (Instances.of(toy_dataset, hot_comments=of).diversification.history_probability > 0) == (of != "none")

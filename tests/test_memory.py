@@ -26,6 +26,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+PEAK = """
+from reeltalk.memory import forget_peak, keep_freed_memory, peak_bytes
+
+keep_freed_memory()
+before = peak_bytes()
+block = bytearray(b"x") * (256 << 20)
+assert peak_bytes() > before + (200 << 20)
+del block
+print(forget_peak() and peak_bytes() - before)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
 def test_large_blocks_are_faulted_in_once() -> None:
     faults = {
@@ -65,3 +77,11 @@ def test_large_blocks_are_given_back_where_asked() -> None:
         for mode in ("all", "large")
     )
     assert kept >= 60 and 12 <= left <= 24
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives back what it kept")
+def test_a_peak_is_counted_anew() -> None:
+    more = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout.strip()
+    if more == "False":
+        pytest.skip("this system does not let a process forget its peak")
+    assert int(more) < 64 << 20

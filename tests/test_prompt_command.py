@@ -159,6 +159,8 @@ def test_without_comments_titles_alone_are_told(toy_dataset: Dataset, llm: Path)
     assert shown.text == instruction("item", "items_first", titles, ["(nothing yet)"], "")
     with pytest.raises(ConfigError, match=r"data\.comments is off"):
         show_prompt(toy_dataset, BOTH, task="comment", settings=how)
+    shown = show_prompt(toy_dataset, BOTH, settings=settings(llm, "data.hot_comments=none", "data.history_length=2"))
+    assert "Popular" not in shown.text and "Comments: " in shown.text
 
 
 # the LLM --------------------------------------------------------------------------------------------------------------

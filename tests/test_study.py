@@ -201,6 +201,9 @@ def test_what_is_written_and_shown(study: Study, out: Path) -> None:
     seconds = costs["seconds"]
     # the stand-in for alignment says 2 s with seed 0, 3 s with seed 1
     assert seconds.rows[0][seconds.columns.index("aligned")] == "2.5"
+    tokens = costs["tokens read"]
+    assert tokens.rows[0][tokens.columns.index("aligned")] == "1,100"
+    assert [name for name in costs["peak memory, MiB"].columns if name] == ["aligned", "item", "comment"]
     page = (out / "study.html").read_text()
     assert page == curves_page(study, axis=PLAN.axis, points=PLAN.points)
     assert page.count("<svg") == 3

@@ -16,6 +16,7 @@ from reeltalk.data.dataset import Dataset, Split
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ConfigError
 from reeltalk.objectives import comment_objective, comment_scores
+from reeltalk.text.batches import by_length
 from reeltalk.text.encode import EncodeSettings, encode
 from reeltalk.text.table import TextTable
 from reeltalk.text.trained import TrainedEncoder
@@ -181,3 +182,14 @@ def test_what_cannot_be_trained_is_said(folder: Path, table: TextTable, toy_data
         trained_texts(toy_dataset, table, settings("zam", other))
     with pytest.raises(ConfigError, match="reads no text"):
         trained_texts(toy_dataset, None, settings("zam", folder))
+
+
+@pytest.mark.parametrize("tokens_per_batch", [40, 1_000, 8_000])
+def test_batches_by_length_hold_little_padding_and_no_more_than_their_budget(tokens_per_batch: int) -> None:
+    lengths = (3 + np.random.default_rng(0).gamma(2, 6, size=1_000)).astype(int).clip(max=40).tolist()
+    batches = by_length(lengths, tokens_per_batch=tokens_per_batch)
+    assert sorted(row for rows in batches for row in rows) == list(range(1_000))
+    padded = [len(rows) * max(lengths[row] for row in rows) for rows in batches]
+    assert max(padded) <= tokens_per_batch
+    assert sum(padded) < 1.2 * sum(lengths)
+    assert len(batches) <= 4 * sum(padded) / tokens_per_batch + 1  # and are not small for it

@@ -51,7 +51,8 @@ def fake_alignment(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("align")
         if settings.loss.lm == 13:
             raise ArithmeticError("the loss is no number")
-        facts = {"seconds": 2.0 + settings.train.seed, "text": str(text.path)}
+        facts = {"seconds": 2.0 + settings.train.seed, "text": str(text.path), "peak_bytes": 5 << 20}
+        facts |= {"prompt_tokens": 100, "text_tokens": 1000}
         write_manifest(out, kind="aligned", config=config, parents=parents, facts=facts)
 
     def encode_aligned(dataset: Dataset, aligned: Path, *, out: Path, settings: object, text: TextTable) -> TextTable:

@@ -65,20 +65,31 @@ def align(
     config: Config = None,
     overrides: Set = None,
 ) -> None:
-    """Align the sequential model with an LLM (LSVCR stage 1); interrupted and run again, it goes on where it was."""
+    """Align the sequential model with an LLM (LSVCR stage 1); interrupted and run again, it goes on where it was.
+
+    Without --text the LLM encodes every text first, into a folder beside OUT whose name ends in -text.
+    """
+    from reeltalk.api import Dataset, EncodeSettings, TextTable, encode, load_settings
     from reeltalk.artifacts import read_manifest
-    from reeltalk.config import load_settings
-    from reeltalk.data.dataset import Dataset
     from reeltalk.llm.align import align as run
     from reeltalk.llm.settings import AlignSettings
-    from reeltalk.text.table import TextTable
     from reeltalk.training.start import ALIGNED
 
-    if text is None:
-        raise ConfigError("give --text, a folder that `reeltalk encode` wrote with the LLM as --encoder")
     chosen = [] if llm is None else [f"llm.name={json.dumps(llm)}"]
     settings = load_settings(AlignSettings, file=config, overrides=[*(overrides or []), *chosen])
-    run(Dataset.load(dataset), text=TextTable.load(text), settings=settings, out=out)
+    if text is None and settings.encoder == "frozen":
+        raise ConfigError("encoder=frozen keeps the vectors of an encoder: give --text, which `reeltalk encode` wrote")
+    of = Dataset.load(dataset)
+    if text is None:
+        of_llm = EncodeSettings(
+            encoder=settings.llm.name,
+            precision=settings.llm.precision,
+            trust_remote_code=settings.llm.trust_remote_code,
+        )
+        table = encode(of, out=out.with_name(f"{out.name}-text"), settings=of_llm)
+    else:
+        table = TextTable.load(text)
+    run(of, text=table, settings=settings, out=out)
     print_facts(out, read_manifest(out, ALIGNED).facts)
 
 

@@ -60,6 +60,16 @@ class HotComments:
         ids: list[int] = self.comment[rows][self.created[rows] < time].tolist()
         return ids
 
+    def hottest_before(self, time: Ints, item: Ints) -> Ints:
+        """The first of those `before` each time; 0 where there is none."""
+        found = np.zeros_like(item)
+        for rank in reversed(range(TOP)):
+            row = self.offsets[item] + rank
+            at = np.flatnonzero(row < self.offsets[item + 1])
+            at = at[self.created[row[at]] < time[at]]
+            found[at] = self.comment[row[at]]
+        return found
+
 
 @dataclass(frozen=True)
 class Diversification:

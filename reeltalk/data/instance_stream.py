@@ -5,9 +5,9 @@ Paper: LSVCR section 4.3.1 (both tasks learnt jointly, comment diversification) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from reeltalk.data.ragged import Ints, ranges
 from reeltalk.data.raw import DAY
 from reeltalk.errors import DataError
 
+ItemComments = Literal["hot", "random", "none"]
 _ORDER, _INSTANCE, _POSITIONS, _, _NEGATIVES = range(5)  # streams of random numbers that must not meet
 
 
@@ -65,24 +66,25 @@ class Instances:
         history_probability: float = 0.5,
         entry_probability: float = 0.3,
         with_comments: bool = True,
-        any_comments: bool = False,
+        hot_comments: ItemComments = "hot",
         num_negatives: int = 0,
         active_days: float | None = None,
         seed: int = 0,
     ) -> Self:
         """The instances of a dataset; the defaults are the paper's and its reference implementation's.
 
-        `any_comments`: what is added to a history are an item's comments at random, not its hot ones.
+        `hot_comments`: what item events are told with, and what is added to both histories: an item's hot comments,
+        any of its comments, or none.
         """
-        hot = HotComments.any_of(dataset, seed=seed) if any_comments else HotComments.of(dataset)
-        histories = Histories.of(dataset)
+        histories, hot = told_with(dataset, hot_comments, seed=seed)
+        # without comments there is nothing to tell in two ways
+        are_added = with_comments and hot_comments != "none"
         return cls(
             histories if with_comments else histories.without_comments(),
             Words.of(dataset),
             CommentPool.of(dataset),
             dataset.items["created"].to_numpy().astype(np.int64),
-            # without comments there is nothing to tell in two ways
-            Diversification(hot, history_probability if with_comments else 0.0, entry_probability),
+            Diversification(hot, history_probability if are_added else 0.0, entry_probability),
             length=length,
             num_positions=num_positions,
             record_comments=record_comments,
@@ -220,6 +222,17 @@ class Instances:
             items, records = (anchor, other) if task == "item" else (other, anchor)
             columns[:, is_chosen] = np.stack([found.user, *items, items[1], *records, found.request])
         return Windows(*columns)
+
+
+def told_with(dataset: Dataset, item_comments: ItemComments, *, seed: int) -> tuple[Histories, HotComments]:
+    """The histories with item events told with these comments, and what may be added to them."""
+    histories, hot = Histories.of(dataset), HotComments.of(dataset)
+    if item_comments == "random":
+        hot = HotComments.any_of(dataset, seed=seed)
+        histories = replace(histories, hot_comment=hot.hottest_before(histories.time, histories.item))
+    elif item_comments == "none":
+        histories = replace(histories, hot_comment=np.zeros_like(histories.item))
+    return histories, hot
 
 
 @lru_cache(maxsize=2)

@@ -63,7 +63,7 @@ def unseen(base: ChainSettings) -> Plan:
 
 
 def comments(base: ChainSettings) -> Plan:
-    """What comments are worth in alignment: an item's hot ones, any, none added; up to three a record, or one.
+    """What comments are worth in alignment: an item's hot ones, any, or none; none added; one a record, not three.
 
     Raises ConfigError where the chain has no alignment.
     """
@@ -73,6 +73,7 @@ def comments(base: ChainSettings) -> Plan:
         {
             "hot": [],
             "random": ["align.data.hot_comments=random"],
+            "none": ["align.data.hot_comments=none"],
             "none-added": ["align.data.history_probability=0"],
             "one-a-record": one,
         }

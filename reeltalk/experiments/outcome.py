@@ -51,10 +51,12 @@ class Reached:
 class Cost:
     """What a step took, where its folder tells: the mean over seeds.
 
-    Not the memory: a study's steps share a process, which stays as large as the largest of them made it.
+    tokens: what an encoder or LLM read. peak_bytes: the most that the process held while the step ran.
     """
 
     seconds: float | None
+    tokens: float | None = None
+    peak_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,18 @@ def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
 
 
 def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
-    seconds = [float(each["seconds"]) for each in facts if each.get("seconds") is not None]
-    return Cost(float(np.mean(seconds)) if seconds else None)
+    return Cost(
+        seconds=_mean_of(facts, "seconds"),
+        tokens=_mean_of(facts, "tokens", "prompt_tokens", "text_tokens"),
+        peak_bytes=_mean_of(facts, "peak_bytes"),
+    )
+
+
+def _mean_of(facts: Sequence[Mapping[str, Any]], *names: str) -> float | None:
+    """The mean over folders of what these facts sum up to; None where no folder tells any of them."""
+    told = [[float(each[name]) for name in names if each.get(name) is not None] for each in facts]
+    sums = [sum(values) for values in told if values]
+    return float(np.mean(sums)) if sums else None
 
 
 def facts_of(folder: str) -> dict[str, Any]:

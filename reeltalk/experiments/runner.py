@@ -15,6 +15,7 @@ from reeltalk.data.sources import source_settings
 from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
 from reeltalk.experiments.chain import ChainSettings
 from reeltalk.experiments.floors import FLOORS, measure_floors
+from reeltalk.memory import forget_peak
 from reeltalk.training.settings import TrainerSettings
 from reeltalk.training.start import ALIGNED, PRETRAINED, start_settings
 
@@ -215,6 +216,7 @@ class Runner:
             raise ReeltalkError(self._failed[out])
         if out not in self._made:
             made = Made(step.name, out, was_there=(out / MANIFEST).is_file())
+            forget_peak()  # each step tells of its own
             try:
                 make(out)
             except Exception as error:

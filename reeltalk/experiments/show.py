@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, StrictUndefined
@@ -145,13 +145,18 @@ def _seeds(study: Study, task: str, variant: str) -> str:
 
 
 def _cost_grids(study: Study) -> Iterator[Grid]:
+    """A table a kind of cost, with the steps that tell of it as columns."""
     steps = list(dict.fromkeys(step for of in study.costs.values() for step in of))
-    rows = [[name, *(_seconds(of[step]) if step in of else "" for step in steps)] for name, of in study.costs.items()]
-    filled = [place for place in range(1, len(steps) + 1) if any(row[place] for row in rows)]
-    if filled:
-        columns = ["", *(steps[place - 1] for place in filled)]
-        yield Grid("seconds", columns, [[row[0], *(row[place] for place in filled)] for row in rows])
+    for title, shown in _COSTS.items():
+        rows = [[name, *(shown(of[step]) if step in of else "" for step in steps)] for name, of in study.costs.items()]
+        filled = [place for place in range(1, len(steps) + 1) if any(row[place] for row in rows)]
+        if filled:
+            columns = ["", *(steps[place - 1] for place in filled)]
+            yield Grid(title, columns, [[row[0], *(row[place] for place in filled)] for row in rows])
 
 
-def _seconds(cost: Cost) -> str:
-    return "" if cost.seconds is None else f"{cost.seconds:,.1f}"
+_COSTS: Mapping[str, Callable[[Cost], str]] = {
+    "seconds": lambda cost: "" if cost.seconds is None else f"{cost.seconds:,.1f}",
+    "tokens read": lambda cost: "" if cost.tokens is None else f"{cost.tokens:,.0f}",
+    "peak memory, MiB": lambda cost: "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.0f}",
+}

@@ -129,6 +129,6 @@ def _mapped_table(table: TextTable, aligned: Path, manifest: Manifest, out: Path
             vectors[rows] = mapped(torch.from_numpy(table.vectors[rows].astype(np.float32))).numpy()
         vectors.flush()
         shutil.copyfile(table.path / KEYS, partial / KEYS)
-        facts = table.manifest.facts | {"seconds": 0.0}
+        facts = table.manifest.facts | {"seconds": 0.0, "tokens": 0}  # no LLM ran
         write_manifest(partial, kind=KIND, config=config, parents={}, facts=facts)
     return TextTable.load(out)

@@ -132,7 +132,7 @@ def instances_of(dataset: Dataset, settings: AlignSettings) -> Instances:
         history_probability=data.history_probability,
         entry_probability=data.entry_probability,
         with_comments=data.comments,
-        any_comments=data.hot_comments == "random",
+        hot_comments=data.hot_comments,
         num_negatives=data.num_negatives,
         active_days=data.active_days,
         seed=settings.train.seed,

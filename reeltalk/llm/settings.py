@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from reeltalk.data.instance_stream import ItemComments
 from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.prompts import PromptSettings
 from reeltalk.models.lsvcr import LSVCRSettings
@@ -20,8 +21,9 @@ class AlignDataSettings(Section):
     record_comments: int = Field(3, gt=0, description="comments of one record that are used")
     history_probability: float = Field(0.5, ge=0, le=1, description="of a history to be diversified; 0: never")
     entry_probability: float = Field(0.3, ge=0, le=1, description="of an entry of such a history")
-    hot_comments: Literal["hot", "random"] = Field(
-        "hot", description="what diversification adds: an item's hot comments, or any of its comments"
+    hot_comments: ItemComments = Field(
+        "hot",
+        description="of item entries, and what diversification adds: an item's hot comments, any of its, or none",
     )
     comments: bool = Field(True, description="off: titles alone, item task alone")
     num_negatives: int = Field(

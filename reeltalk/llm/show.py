@@ -8,6 +8,7 @@ import numpy as np
 
 from reeltalk.data.dataset import Dataset, Task, ids_of
 from reeltalk.data.histories import NOW, Histories, request_windows
+from reeltalk.data.instance_stream import told_with
 from reeltalk.data.instances import Entry, Words
 from reeltalk.errors import ConfigError, DataError
 from reeltalk.llm.prompts import Order, Prompt, PromptWriter
@@ -44,7 +45,7 @@ def show_prompt(
     if task == "comment" and not settings.data.comments:
         raise ConfigError("data.comments is off, and there is no comment task without comments; give the item task")
     user_id = int(ids_of("user", [user], dataset.user_ids)[0])
-    histories = Histories.of(dataset)
+    histories, _ = told_with(dataset, settings.data.hot_comments, seed=settings.train.seed)
     items, records = _entries(dataset, histories, user_id, settings=settings.data)
     watched = "" if task == "item" else _watched(dataset, histories, user_id, user=user, item=item)
     tokenizer, positions = load_tokenizer(settings.llm.name, trust_remote_code=settings.llm.trust_remote_code)

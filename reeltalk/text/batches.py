@@ -19,16 +19,25 @@ from reeltalk.data.ragged import Ints
 
 Result = TypeVar("Result")
 Again = Callable[[], AbstractContextManager[None]]
+_MOST_PADDING = 0.05
 TEXT_STEP = 4  # texts are padded to a multiple of this; they are short, and 16 would be half padding
 
 
 def by_length(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
-    """Rows in order of length, as many at a time as `tokens_per_batch` has room for."""
+    """Rows in order of length, as many at a time as `tokens_per_batch` has room for.
+
+    A batch of a quarter of that is large enough to be quick, and ends where a longer row would leave much padding.
+    """
     batches: list[list[int]] = []
+    tokens = 0  # of the last batch
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[row] > tokens_per_batch:
+        padded = (len(batches[-1]) + 1) * lengths[row] if batches else 0
+        is_ragged = padded - tokens - lengths[row] > _MOST_PADDING * padded and 4 * tokens >= tokens_per_batch
+        if not batches or padded > tokens_per_batch or is_ragged:
             batches.append([])
+            tokens = 0
         batches[-1].append(row)
+        tokens += lengths[row]
     return batches
 
 
