@@ -10,7 +10,7 @@ width, F candidate features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -34,7 +34,7 @@ class _Tensors:
     """A record of tensors that moves to a device as one."""
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return type(self)(*(part.to(device) for part in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -265,18 +265,16 @@ class PackedWindows:
         item_grid = _Grid(packing, packing.item_column, packing.item_columns)
         record_grid = _Grid(packing, packing.record_column, packing.record_columns)
 
-        items = item_grid.fill(
+        items, cells, source = item_grid.fill(
             item_begin, item_end, histories.time, histories.time, windows.request, has_start=has_start
         )
-        source, cells = item_grid.sources(item_begin, item_end, start)
         items["item"].flat[cells] = histories.item[source]
         items["comment"] = item_grid.empty(1)
         items["comment"].reshape(-1)[cells] = histories.hot_comment[source]
 
-        records = record_grid.fill(
+        records, cells, source = record_grid.fill(
             record_begin, record_end, histories.end, histories.start, windows.request, has_start=has_start
         )
-        source, cells = record_grid.sources(record_begin, record_end, start)
         records["item"].flat[cells] = histories.record_item[source]
         first, last = histories.comment_offsets[source], histories.comment_offsets[source + 1]
         taken = np.minimum(last - first, record_comments)
@@ -324,14 +322,10 @@ class _Grid:
     def empty(self, width: int) -> NDArray[np.int64]:
         return np.zeros((self.packing.num_rows, self.columns, width), np.int64)
 
-    def sources(self, begin: Ints, end: Ints, start: int) -> tuple[Ints, Ints]:
-        """Rows of the histories, and the flat cells that they fill."""
-        first_cell = self.packing.row * self.columns + self.column + start
-        return ranges(begin, end), ranges(first_cell, first_cell + end - begin)
-
     def fill(
         self, begin: Ints, end: Ints, known: Ints, moments: Ints, request: Ints, *, has_start: bool
-    ) -> dict[str, NDArray[np.int64]]:
+    ) -> tuple[dict[str, NDArray[np.int64]], Ints, Ints]:
+        """All but items and comments; the flat cells that those of events go to, and their rows of the histories."""
         start = int(has_start)
         length = end - begin + start
         first_cell = self.packing.row * self.columns + self.column
@@ -344,13 +338,14 @@ class _Grid:
         grid["segment"].flat[cells] = self.packing.segment[window]
         grid["position"].flat[cells] = entry
         history_row = begin[window] + entry
-        is_event = entry >= 0
-        grid["known"].flat[cells[is_event]] = known[history_row[is_event]]
         has_next = history_row + 1 < end[window]
         horizon = request[window]
         horizon[has_next] = moments[history_row[has_next] + 1]
         grid["horizon"].flat[cells] = horizon
-        return grid
+        is_event = entry >= 0
+        cells, history_row = cells[is_event], history_row[is_event]
+        grid["known"].flat[cells] = known[history_row]
+        return grid, cells, history_row
 
 
 def _packed(grid: dict[str, NDArray[np.int64]], comment_U: Ints) -> PackedHistory:

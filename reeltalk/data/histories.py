@@ -30,6 +30,10 @@ def rows_before(offsets: Ints, times: Ints, users: Ints, moments: Ints) -> Ints:
 
     A binary search over all users at once; `times` must rise within each user's rows.
     """
+    if len(users) == 1:  # a request
+        begin, end = offsets[users[0]], offsets[users[0] + 1]
+        row: Ints = begin + np.searchsorted(times[begin:end], moments)
+        return row
     low, high = offsets[users].copy(), offsets[users + 1].copy()
     while (open_ := low < high).any():
         middle = (low + high) // 2

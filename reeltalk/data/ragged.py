@@ -60,6 +60,8 @@ def ranges(starts: Ints, stops: Ints) -> Ints:
     >>> ranges(np.array([5, 0, 2]), np.array([7, 0, 3])).tolist()
     [5, 6, 2]
     """
+    if len(starts) == 1:  # a request
+        return np.arange(starts[0], stops[0])
     lengths = stops - starts
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
