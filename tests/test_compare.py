@@ -17,6 +17,7 @@ import pytest
 import yaml
 from scipy import stats
 from tiny_chains import MODEL, fake_alignment, manifests
+from tiny_llms import save_llm
 from typer.testing import CliRunner, Result
 
 from reeltalk.api import encode
@@ -27,12 +28,16 @@ from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments import comparison, jobs
 from reeltalk.experiments.comparison_page import page
+from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import Job, Timing, do
 from reeltalk.experiments.loading import load_experiment
 from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.search import trials_of
 from reeltalk.experiments.workers import Workers
+from reeltalk.models import MODELS
+from reeltalk.text.encode import EncodeSettings
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
 SEEDS = (0, 1)
@@ -154,12 +159,13 @@ def test_killed_and_run_again_it_keeps_what_was_done(
 def test_run_a_third_time_it_makes_nothing(file: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "Workers", Inline)
     out = file.parent / "out"
-    before, tables = manifests(out), (out / "compare.md").read_text()
+    before, written = manifests(out), {name: (out / name).read_text() for name in ("compare.md", "compare.html")}
     again = run(file, out, "--set", "systems.broken=null")
     assert again.exit_code == 0, again.output
     assert manifests(out) == before
     assert "broken" not in (out / "compare.md").read_text()
-    (out / "compare.md").write_text(tables)
+    for name, text in written.items():
+        (out / name).write_text(text)
 
 
 def test_the_trial_with_the_best_value_is_chosen(saved: dict[str, Any]) -> None:
@@ -237,6 +243,9 @@ def test_a_failing_system_is_shown_and_stops_nothing(file: Path, done: Result, s
     assert all("'ngdc@10' is no metric" in of["error"] for of in saved["failures"])
     assert "first, broken: 1 epoch, train.learning_rate=0.01: failed: train.monitor='ngdc@10'" in done.stderr
     assert "| broken | failed |" in (file.parent / "out" / "compare.md").read_text()
+    html = (file.parent / "out" / "compare.html").read_text()
+    assert html.count("<td>broken</td><td>failed</td>") == 4, "in the table of each data set and protocol"
+    assert html.count("<td>0 of 2</td>") == 4
 
 
 def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> None:
@@ -407,15 +416,21 @@ def test_full_tries_everything_in_full(first: dict[str, str], tmp_path: Path, mo
     assert (asked[0].trials, asked[0].rungs) == ("all", ())
 
 
-@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
-def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
+def papers_table(name: str, raw: Path) -> ExperimentSettings:
+    """A table's file with a raw log for each data set that needs one."""
     file = Path(__file__).parent.parent / "experiments" / f"{name}.yaml"
     with pytest.raises(ConfigError, match="raw is missing") as caught:
         load_experiment(file)
     assert all("raw is missing" in problem for problem in caught.value.problems)
-    experiment = load_experiment(
-        file, overrides=[f"data.{problem.split('.')[1]}.raw={tmp_path}" for problem in caught.value.problems]
-    )
+    overrides = [f"data.{problem.split('.')[1]}.raw={raw}" for problem in caught.value.problems]
+    return load_experiment(file, overrides=overrides)
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
+def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
+    experiment = papers_table(name, tmp_path)
+    of_search = [(name, trials_of(experiment.grid(name), limit=9, seed=0)) for name in experiment.of_systems]
+    assert {len(trials) for _, trials in of_search} == {9}, "the same budget for all"
     for data in experiment.of_data:
         chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
         assert chain.align is not None
@@ -429,3 +444,50 @@ def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
         of_task = chain.tasks[experiment.task]
         assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
         assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)
+
+
+def test_each_comment_baseline_is_there_with_a_frozen_and_a_trained_encoder(tmp_path: Path) -> None:
+    experiment = papers_table("table3-trained", tmp_path)
+    baselines = {name for name, spec in MODELS.items() if spec.tasks == ("comment",)}
+    assert set(experiment.of_systems) == {*baselines, *(f"{name}-trained" for name in baselines), "lsvcr"}
+    for name in baselines:
+        frozen, trained = (experiment.chain("threads", of, {}).tasks["comment"] for of in (name, f"{name}-trained"))
+        assert (frozen.text.trained_encoder, trained.text.trained_encoder) == (None, "minilm")
+        assert trained.model_dump(exclude={"text"}) == frozen.model_dump(exclude={"text"})
+
+
+def test_beauty_ranks_all_items_to_choose_as_to_test(tmp_path: Path) -> None:
+    experiment = papers_table("beauty", tmp_path)
+    assert set(experiment.of_systems) == {"caser", "gru4rec", "bert4rec", "sasrec", "fdsa", "s3rec"}
+    for system in experiment.of_systems:
+        chain = experiment.chain("beauty", system, {})
+        train = chain.tasks["item"].train
+        assert (train.monitor_protocol, train.max_validation_targets) == ("full", 0)
+        assert chain.prepare.split == "leave_one_out"
+        assert len(trials_of(experiment.grid(system), limit=None, seed=0)) == 2
+
+
+def test_an_encoder_that_learns_beside_a_frozen_one(
+    toy_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "Workers", Inline)
+    monkeypatch.setattr(jobs, "REQUESTS", 5)
+    encoder = str(save_llm(tmp_path / "encoder", "bert"))
+    text = encode(toy_dataset, out=tmp_path / "text", settings=EncodeSettings(encoder=encoder))
+    trained = {"trained_encoder": encoder, "learning_rate": 0.001}
+    file = write_experiment(
+        tmp_path / "e.yaml",
+        {"dataset": str(toy_dataset.path), "text": str(text.path)},
+        task="comment",
+        ours=["trained"],
+        systems={"dssm": {}, "trained": {"model": "dssm", "finetune": {"text": trained}}},
+        search={"grid": {"train.learning_rate": [0.01]}},
+        finetune={"model": {"dim": 16}, "train": {"max_epochs": 1, "batch_size": 16}},
+    )
+    found = comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
+    assert found.is_whole, found.failures
+    table = found.data["first"]
+    assert table.standings["trained"].kind == "ours"
+    costs = [table.chosen[name].cost for name in ("dssm", "trained")]
+    assert costs[0].parameters == costs[1].parameters, "the encoder is none of the model's"
+    assert all(of.request_ms is not None for of in costs)

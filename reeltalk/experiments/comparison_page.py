@@ -9,7 +9,16 @@ from markupsafe import Markup
 
 from reeltalk.evaluation.page import PARTITION_TITLES, Cell, Row, page_template, segment_place, shown_metric
 from reeltalk.evaluation.plots import ACCENT, CEILING, OTHERS, Bar, Kind, Series, lines
-from reeltalk.experiments.comparison_text import Gain, gain, ordered, other_grids, protocols, told
+from reeltalk.experiments.comparison_text import (
+    Gain,
+    failed,
+    gain,
+    ordered,
+    other_grids,
+    protocols,
+    seeds_told,
+    told,
+)
 from reeltalk.experiments.show import headline_of
 from reeltalk.experiments.standings import Spread, Standings, Table
 
@@ -48,10 +57,19 @@ def _section(found: Standings, data: str, protocol: str) -> Section:
         Row(
             name,
             _kind(found, table, name),
-            [_cell(table.standings[name].metrics[protocol][metric], best[metric] == name) for metric in found.metrics],
+            [
+                *(
+                    _cell(table.standings[name].metrics[protocol][metric], best[metric] == name)
+                    for metric in found.metrics
+                ),
+                Cell(seeds_told(found, table, name), "", is_best=False),
+            ],
         )
         for name in names
     ]
+    for name in failed(table):
+        cells = [*("failed" for _ in found.metrics), seeds_told(found, table, name)]
+        rows.append(Row(name, "other", [Cell(text, "", is_best=False) for text in cells]))
     gains = [
         (ours, [gain(table, ours, protocol, metric) for metric in found.metrics])
         for ours in found.ours
@@ -59,7 +77,7 @@ def _section(found: Standings, data: str, protocol: str) -> Section:
     ]
     return Section(
         title=f"{data}: {protocol} ranking, {table.targets:,} targets of {table.users:,} users",
-        columns=found.metrics,
+        columns=[*found.metrics, "seeds"],
         rows=rows,
         gains=gains,
         plots=[Markup(plot) for plot in _plots(found, data, protocol, names)],

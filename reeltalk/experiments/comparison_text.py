@@ -84,15 +84,22 @@ def gain(table: Table, ours: str, protocol: str, metric: str) -> Gain | None:
     return much, other, "unknown" if test.p_holm is None else f"{test.p_holm:.2g}"
 
 
+def failed(table: Table) -> list[str]:
+    """The systems without any figure."""
+    return [name for name in table.chosen if name not in table.standings]
+
+
+def seeds_told(found: Standings, table: Table, name: str) -> str:
+    """How many of a system's runs its figures are means of; nothing for floors and the oracle, which have no seed."""
+    return f"{len(table.chosen[name].reports)} of {len(found.seeds)}" if name in table.chosen else ""
+
+
 def _metric_grid(found: Standings, data: str, table: Table, protocol: str) -> Grid:
     rows = []
     for name in ordered(table, protocol):
-        of = table.standings[name]
-        seeds = "" if of.kind in ("ceiling", "floor") else f"{len(table.chosen[name].reports)} of {len(found.seeds)}"
-        rows.append([name, *(figure(of.metrics[protocol][metric]) for metric in found.metrics), seeds])
-    for name in table.chosen:
-        if name not in table.standings:
-            rows.append([name, *("failed" for _ in found.metrics), f"0 of {len(found.seeds)}"])
+        of = table.standings[name].metrics[protocol]
+        rows.append([name, *(figure(of[metric]) for metric in found.metrics), seeds_told(found, table, name)])
+    rows += [[name, *("failed" for _ in found.metrics), seeds_told(found, table, name)] for name in failed(table)]
     title = f"{data}: {protocol} ranking ({table.targets:,} targets of {table.users:,} users)"
     return Grid(title, ["", *found.metrics, "seeds"], rows)
 
