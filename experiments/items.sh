@@ -9,5 +9,5 @@ out=${3:-runs/$source}
 reeltalk prepare "$source" --raw "$raw" --out "$out/data" --set split=leave_one_out
 reeltalk encode "$out/data" --out "$out/text"
 reeltalk finetune "$out/data" --task item --text "$out/text" --out "$out/item" \
-    --set train.batch_size=128 --set train.max_epochs=30 --set train.patience=3
+    --set train.max_epochs=30 --set train.patience=3
 reeltalk evaluate "$out/item" --out "$out/report"

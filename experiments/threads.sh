@@ -14,16 +14,17 @@ reeltalk encode "$out/data" --out "$out/text"
 # Almost every thread of the test window is new, so an ID says nothing of it: text alone speaks for items here, and learns
 # against the threads of the same three days.
 reeltalk finetune "$out/data" --task item --text "$out/text" --out "$out/item" --set model.use_item_ids=false \
-    --set data.active_days=3 --set train.learning_rate=0.002 --set train.max_epochs=6 --set train.patience=2
+    --set data.active_days=3 --set train.batch_size=512 --set train.learning_rate=0.002 --set train.max_epochs=6 \
+    --set train.patience=2
 reeltalk evaluate "$out/item" --out "$out/item-report"
 
 reeltalk finetune "$out/data" --task comment --text "$out/text" --out "$out/comment" \
-    --set train.max_epochs=6 --set train.patience=2
+    --set train.batch_size=512 --set train.max_epochs=6 --set train.patience=2
 reeltalk evaluate "$out/comment" --out "$out/comment-report"
 
 # The same with what is known of a comment besides its words: its age, and the answers so far.
 reeltalk finetune "$out/data" --task comment --text "$out/text" --out "$out/comment-features" \
-    --set data.candidate_features=true --set train.max_epochs=8 --set train.patience=2
+    --set data.candidate_features=true --set train.batch_size=512 --set train.max_epochs=8 --set train.patience=2
 reeltalk evaluate "$out/comment-features" --out "$out/comment-features-report"
 
 reeltalk compare "$out/comment-features-report" "$out/comment-report"

@@ -43,7 +43,7 @@ class TrainerSettings(Section):
 class TrainSettings(TrainerSettings):
     """How long and how fast it learns."""
 
-    batch_size: int = Field(512, gt=0, description="histories (windows) a step, over all processes")
+    batch_size: int = Field(128, gt=0, description="histories (windows) a step, over all processes")
     learning_rate: float = Field(0.001, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
