@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -31,11 +32,11 @@ from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
-from reeltalk.experiments.jobs import Job, Timing, do
+from reeltalk.experiments.jobs import do
 from reeltalk.experiments.loading import load_experiment
-from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.schedule import run_flows
 from reeltalk.experiments.search import trials_of
-from reeltalk.experiments.workers import Workers
+from reeltalk.experiments.workers import Here
 from reeltalk.models import MODELS
 from reeltalk.text.encode import EncodeSettings
 
@@ -43,21 +44,17 @@ SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
 SEEDS = (0, 1)
 
 
-class Inline(Workers[Job | Timing, Cell | float | str]):
+class Inline(Here[Any, Any]):
     """Workers that are this process."""
 
-    def __init__(self, *_arguments: object, **_options: object) -> None:
-        self.jobs: list[Job | Timing] = []
+    def __init__(self, function: Callable[[Any], Any], **_options: object) -> None:
+        super().__init__(function)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_error: object) -> None:
-        assert not self.jobs
-
-    def put(self, job: Job | Timing) -> None:
-        self.jobs.append(job)
-
-    def take(self) -> tuple[Job | Timing, Cell | float | str]:
-        job = self.jobs.pop(0)
-        return job, do(job)
+        assert not self._queue
 
 
 def write_experiment(file: Path, first: dict[str, str], **sections: Any) -> Path:
@@ -269,7 +266,7 @@ def drive(file: Path, out: Path) -> tuple[list[Line], list[str]]:
     lines = [Line(data, system) for data in experiment.data for system in experiment.systems]
     told: list[str] = []
     flows = [line_flow(experiment, line, out=out) for line in lines]
-    comparison._drive(flows, Inline(), told.append)
+    run_flows(flows, Here(do), told.append)
     return lines, told
 
 

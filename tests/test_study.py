@@ -229,6 +229,35 @@ def test_run_again_it_makes_only_what_is_missing(
     assert again.parts["item"]["all"] == study.parts["item"]["all"]
 
 
+def test_aligned_once_the_seeds_are_those_of_fine_tuning(base: ChainSettings, tmp_path: Path, calls: list[str]) -> None:
+    before, told = calls.count("align"), list[str]()
+    plan = Plan({"full": [], "no-vcc": ["align.loss.vcc=0"]})
+    found = run_study(base, plan, seeds=SEEDS, out=tmp_path, align_once=True, tell=told.append)
+    assert not found.failures
+    assert calls.count("align") == before + 2
+    folders = {(cell.variant, cell.seed, cell.task): cell.folders for cell in found.cells}
+    assert len(folders) == 8
+    for variant in plan.variants:
+        assert len({of["aligned"] for key, of in folders.items() if key[0] == variant}) == 1
+    assert len({of[task] for (_, _, task), of in folders.items()}) == 8
+    # the texts, an alignment a variant, a report a run: each is told once, by a name of those that asked for it
+    assert len(told) == 1 + 2 + 8
+    assert told[0] == "[1/1] full, seed 0: text: done"
+    assert any(line.startswith("[11/11] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+
+
+def test_several_processes_reach_what_one_does(toy_dataset: Dataset, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "chain.yaml", dataset=str(toy_dataset.path))
+    base = load_chain(file, overrides=["finetune.comment=null"])
+    plan = Plan({"full": [], "slow": ["finetune.*.train.learning_rate=1e-5"], "broken": ["finetune.*.train.monitor=x"]})
+    one = run_study(base, plan, seeds=[0], out=tmp_path / "one")
+    two = run_study(base, plan, seeds=[0], out=tmp_path / "two", jobs=2)
+    assert two.parts == one.parts
+    assert [cell.error for cell in two.cells] == [cell.error for cell in one.cells]
+    assert len(manifests(tmp_path / "two")) == len(manifests(tmp_path / "one")) == 1 + 2 * 2
+    assert (tmp_path / "two" / "workers.log").is_file()
+
+
 def test_mistakes_of_every_variant_are_told_at_once(base: ChainSettings, tmp_path: Path) -> None:
     plan = Plan({"a/b": [], "typo": ["align.loss.scc=0"], "nothing": ["finetune.item.model.dims=1"]})
     with pytest.raises(ConfigError) as caught:

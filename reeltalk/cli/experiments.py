@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def _compare_systems(file: Path, out: Path, jobs: int, overrides: list[str]) -> 
     from reeltalk.experiments.loading import load_experiment
 
     experiment = load_experiment(file, overrides=overrides)
-    found = run_comparison(experiment, out=out, jobs=jobs, tell=lambda line: typer.echo(line, err=True))
+    found = run_comparison(experiment, out=out, jobs=jobs, tell=partial(typer.echo, err=True))
     print_grids([*metric_grids(found), *other_grids(found)])
     print_facts(out, {"table": str(out / "compare.md"), "page": str(out / "compare.html")})
     if not found.is_whole:
@@ -85,6 +86,10 @@ def ablate(
     llms: Annotated[
         str | None, typer.Option("--llms", metavar="NAME,NAME,..", help="LLMs, for --study backbones.")
     ] = None,
+    align_once: Annotated[
+        bool, typer.Option("--align-once", help="One alignment a variant; the seeds are those of fine-tuning.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs trained beside one another.")] = 1,
     overrides: Set = None,
 ) -> None:
     """Train variants of a chain that each lack a part, and hold them against the whole; run again, it goes on.
@@ -109,7 +114,9 @@ def ablate(
         plan = plans[study](base)
     else:
         raise ConfigError(f"--study {study!r} is unknown;{nearest(study, [*plans, 'steps', 'backbones'])}")
-    found = run_study(base, plan, seeds=range(seeds), out=out)
+    found = run_study(
+        base, plan, seeds=range(seeds), out=out, jobs=jobs, align_once=align_once, tell=partial(typer.echo, err=True)
+    )
     print_grids(grids(found))
     print_facts(out, {"table": str(out / "study.md")})
     if found.failures:

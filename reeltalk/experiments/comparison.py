@@ -11,7 +11,7 @@ The folder of a comparison::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,19 +20,17 @@ from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import standings_of
-from reeltalk.experiments.flows import Flow, Line, floor_flow, line_flow
-from reeltalk.experiments.jobs import Job, Timing, do
-from reeltalk.experiments.outcome import Cell, facts_of
-from reeltalk.experiments.show import headline_of
+from reeltalk.experiments.flows import Line, floor_flow, line_flow
+from reeltalk.experiments.jobs import do, time_requests
+from reeltalk.experiments.outcome import Cell
+from reeltalk.experiments.schedule import Tell, run_flows
 from reeltalk.experiments.standings import Standings
 from reeltalk.experiments.workers import Workers
-from reeltalk.training.start import PRETRAINED
 
 DOCUMENT, TABLES, PAGE = "compare.json", "compare.md", "compare.html"
 REQUESTS, LOG = "requests.json", "workers.log"
 
-Tell = Callable[[str], None]
-Processes = Workers[Job | Timing, Cell | float | str]
+Processes = Workers[str, float | str]
 
 
 def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, tell: Tell = print) -> Standings:
@@ -49,55 +47,14 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
         *(line_flow(experiment, line, out=out) for line in lines),
     ]
     with Workers(do, count=jobs, log=out / LOG) as workers:
-        _drive(flows, workers, tell)
-    with Workers(do, count=1, log=out / LOG) as workers:  # alone, with all cores
-        milliseconds = _time_requests(lines, workers, out, tell)
+        run_flows(flows, workers, tell)
+    with Workers(time_requests, count=1, log=out / LOG) as alone:  # with all cores
+        milliseconds = _time_requests(lines, alone, out, tell)
     found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
     write_json(out / DOCUMENT, asdict(found))
     (out / TABLES).write_text(markdown(found), encoding="utf-8")
     (out / PAGE).write_text(page(found), encoding="utf-8")
     return found
-
-
-def _drive(flows: Sequence[Flow], workers: Processes, tell: Tell) -> None:
-    """Let each flow go on as soon as the jobs that it waits for are done; a job that several wait for is done once."""
-    done: dict[str, Cell] = {}
-    asked: set[str] = set()
-    waiting = {flow: next(flow) for flow in flows}
-    while waiting:
-        ready = [flow for flow, wanted in waiting.items() if all(job.key in done for job in wanted)]
-        for flow in ready:
-            try:
-                waiting[flow] = flow.send([done[job.key] for job in waiting[flow]])
-            except StopIteration:
-                del waiting[flow]
-        for each in (job for wanted in waiting.values() for job in wanted):
-            if each.key not in asked:
-                asked.add(each.key)
-                workers.put(each)
-        if not ready:
-            job, cell = workers.take()
-            assert isinstance(job, Job)
-            if not isinstance(cell, Cell):
-                cell = Cell(job.name, job.seed, job.task, {}, error=str(cell))
-            done[job.key] = cell
-            tell(f"[{len(done)}/{len(asked)}] {job.name}: {_told(job, cell)}")
-
-
-def _told(job: Job, cell: Cell) -> str:
-    """What came of a job, in a few words."""
-    if cell.error is not None:
-        return f"failed: {' '.join(cell.error.split())}"
-    facts = facts_of(cell.folders[job.until])
-    if job.until in (job.task, PRETRAINED):
-        value = facts["best_value"]
-        reached = "no validation value" if value is None else f"validation {value:.4f}"
-        return f"{reached}, {facts['seconds']:.0f} s"
-    if job.until == f"{job.task}-report":
-        return ", ".join(
-            f"{protocol} {name} {of[name]:.4f}" for protocol, of in facts.items() for name in [headline_of(of)]
-        )
-    return "done"
 
 
 def _time_requests(lines: Sequence[Line], workers: Processes, out: Path, tell: Tell) -> dict[str, float]:
@@ -108,7 +65,7 @@ def _time_requests(lines: Sequence[Line], workers: Processes, out: Path, tell: T
     models = {line.measured[0].folders[line.measured[0].task]: line for line in lines if line.measured}
     digests = {model: read_manifest(Path(model), "model").digest for model in models}
     for model in (model for model in models if digests[model] not in known):
-        workers.put(Timing(model))
+        workers.put(model)
         _, result = workers.take()
         name = f"{models[model].data}, {models[model].system}: requests"
         if isinstance(result, float):

@@ -14,10 +14,9 @@ from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.jobs import Job
 from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.runner import DATA, TEXT, TEXT_ALIGNED
+from reeltalk.experiments.schedule import Flow
 from reeltalk.experiments.search import halving, trials_of
 from reeltalk.training.start import PRETRAINED
-
-Flow = Generator[list[Job], list[Cell], None]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""What the processes of a comparison do: a part of one run, or the timing of one model's requests."""
+"""What the processes of studies and comparisons do: a part of one run, or the timing of one model's requests."""
 
 from __future__ import annotations
 
 import statistics
 import time
+import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,18 +20,23 @@ from reeltalk.errors import ReeltalkError
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.outcome import Cell
-from reeltalk.experiments.runner import DATA, STARTS, TEXT, Runner, error_line
-from reeltalk.experiments.study import run_cell
+from reeltalk.experiments.runner import DATA, STARTS, TEXT, Made, Runner, error_line
 
 REQUESTS, WARM_UP = 300, 20
-BEFORE_TRAINING = (DATA, TEXT, *STARTS)
+_OF_TRAINING = {"finetune", "evaluate"}
+_OF_TEXT = _OF_TRAINING | {"align", "encode_aligned", "pretrain"}
+_NOT_READ = {  # by step: sections of a chain that neither it nor a step before it reads
+    DATA: _OF_TEXT | {"encode", "text"},
+    TEXT: _OF_TEXT,
+    **dict.fromkeys(STARTS, _OF_TRAINING),
+}
 
 
 @dataclass(frozen=True)
 class Job:
     """The steps of a run up to `until`; jobs of one key are one job.
 
-    chain: its settings as plain values, which travel between processes. out: the folder of the comparison.
+    chain: its settings as plain values, which travel between processes. out: the folder of the study or comparison.
     """
 
     name: str
@@ -46,32 +53,42 @@ class Job:
     @cached_property
     def key(self) -> str:
         """What is made: of steps before training, the sections that they read."""
-        left_out = {"finetune", "evaluate"} if self.until in BEFORE_TRAINING else set()
+        left_out = _NOT_READ.get(self.until, set())
         made_from = {name: section for name, section in self.chain.items() if name not in left_out}
         return f"{self.until}-{digest_of(made_from)}"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """The requests of one model folder, timed."""
-
-    model: str
-
-
-def do(job: Job | Timing) -> Cell | float | str:
-    """Run the steps of a job, whose folders are named by what they were asked for; or time a model's requests."""
-    if isinstance(job, Timing):
-        return time_requests(job.model)
+def do(job: Job, runner: Runner | None = None) -> Cell:
+    """Run the steps of a job; without a runner, with this process's own."""
     chain = load_chain(base=job.chain)
-    runner = _runner(job.out)
+    runner = runner or _runner(job.out)
     run = runner.run_floors if job.until == f"{job.task}-{FLOORS}" else runner.run
     return run_cell(run(chain, job.task), job.task, variant=job.name, seed=job.seed, until=job.until)
 
 
+def run_cell(steps: Iterable[Made], task: Task, *, variant: str, seed: int, until: str) -> Cell:
+    """Go through the steps of a run, until one of that name; what stops it is told in the cell."""
+    folders: dict[str, str] = {}
+    try:
+        for made in steps:
+            folders[made.step] = str(made.folder)
+            if made.step == until:
+                break
+    except Exception as error:
+        trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
+        return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)
+    return Cell(variant, seed, task, folders)
+
+
+def new_runner(out: Path) -> Runner:
+    """Runs chains whose folders are named by what they were asked for; floors are measured apart, if at all."""
+    return Runner(lambda step: out / "runs" / f"{step.name}-{step.digest}", with_floors=False)
+
+
 @cache
 def _runner(out: Path) -> Runner:
-    """One a process: steps that it has opened are not opened again. Floors are measured apart, once for all systems."""
-    return Runner(lambda step: out / "runs" / f"{step.name}-{step.digest}", with_floors=False)
+    """One a process: steps that it has opened are not opened again."""
+    return new_runner(out)
 
 
 def time_requests(model: str) -> float | str:

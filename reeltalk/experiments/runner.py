@@ -63,6 +63,16 @@ def error_line(error: Exception) -> str:
     return str(error) if isinstance(error, ReeltalkError) else f"{type(error).__name__}: {error}"
 
 
+def stages_of(settings: ChainSettings, task: Task) -> list[str]:
+    """The steps of one task's run that others may share, then its last."""
+    shared = [TEXT if settings.reads_text(task) else DATA]
+    if settings.reads_text(task) and settings.align is not None:
+        shared.append(TEXT_ALIGNED)
+    elif settings.is_pretrained(task):
+        shared.append(PRETRAINED)
+    return [*shared, f"{task}-report"]
+
+
 class Runner:
     """Runs chains whose steps may be shared: one that is done is not done again, one that failed is not tried again."""
 

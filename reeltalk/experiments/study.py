@@ -6,26 +6,32 @@ The folder of a study::
     variants/NAME/seed-N.json     which of these folders a variant's run is made of, and what stopped it
     study.json, study.md          what they reached
     study.html                    curves, where the study has an axis
+    workers.log                   what the processes printed, where there are several
 """
 
 from __future__ import annotations
 
 import re
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from reeltalk.artifacts import write_json
 from reeltalk.data.dataset import Task
-from reeltalk.errors import ConfigError, ReeltalkError, all_problems
+from reeltalk.errors import ConfigError, all_problems
 from reeltalk.experiments.chain import ChainSettings, load_chain
+from reeltalk.experiments.jobs import Job, do, new_runner
 from reeltalk.experiments.outcome import Cell, Study, study_of
-from reeltalk.experiments.runner import Made, Runner, error_line
+from reeltalk.experiments.runner import stages_of
+from reeltalk.experiments.schedule import Flow, Tell, run_flows
 from reeltalk.experiments.show import curves_page, markdown
+from reeltalk.experiments.workers import Here, Workers
 
-DOCUMENT, TEXT, PAGE = "study.json", "study.md", "study.html"
+DOCUMENT, TEXT, PAGE, LOG = "study.json", "study.md", "study.html", "workers.log"
 _NAME = re.compile(r"\w[\w.+-]*")
+
+_Key = tuple[str, int, Task]  # variant, seed, task
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,40 @@ class Plan:
     points: Mapping[str, int] = field(default_factory=dict)
 
 
-def run_study(base: ChainSettings, plan: Plan, *, seeds: Sequence[int], out: Path) -> Study:
+def run_study(
+    base: ChainSettings,
+    plan: Plan,
+    *,
+    seeds: Sequence[int],
+    out: Path,
+    jobs: int = 1,
+    align_once: bool = False,
+    tell: Tell = print,
+) -> Study:
     """Run every variant of a plan with every seed, and write what they reached to `out`.
+
+    jobs: processes beside one another; one is this process, several are started afresh, so a script that asks for them
+    does so under ``if __name__ == "__main__"``. align_once: a variant's alignment (or pre-training) keeps the seed that
+    `base` has, and the seeds are those of fine-tuning alone. `tell` gets a line a finished job.
 
     A run that fails is told in the result and stops no other. Interrupted, the same call goes on. Raises ConfigError
     that tells every variant whose name or overrides cannot be used.
     """
-    chains = _chains(base, plan, seeds)
-    runner = Runner(lambda step: out / "runs" / f"{step.name}-{step.digest}")
-    cells = []
-    for (variant, seed), chain in chains.items():
-        of_run = []
-        for task in chain.tasks:
-            of_run.append(run_cell(runner.run(chain, task), task, variant=variant, seed=seed))
-            path = out / "variants" / variant / f"seed-{seed}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(
-                path, {"overrides": plan.variants[variant], "tasks": {each.task: asdict(each) for each in of_run}}
-            )
-        cells += of_run
-    study = study_of(cells, variants=plan.variants, seeds=seeds, segments=plan.segments)
+    chains = _chains(base, plan, seeds, align_once=align_once)
+    out.mkdir(parents=True, exist_ok=True)
+    cells: dict[_Key, Cell] = {}
+    flows = [
+        _flow((variant, seed, task), chain, cells, plan, out)
+        for (variant, seed), chain in chains.items()
+        for task in chain.tasks
+    ]
+    if jobs == 1:
+        run_flows(flows, Here(partial(do, runner=new_runner(out))), tell)
+    else:
+        with Workers(do, count=jobs, log=out / LOG) as workers:
+            run_flows(flows, workers, tell)
+    in_order = [cells[variant, seed, task] for (variant, seed), chain in chains.items() for task in chain.tasks]
+    study = study_of(in_order, variants=plan.variants, seeds=seeds, segments=plan.segments)
     write_json(out / DOCUMENT, asdict(study))
     (out / TEXT).write_text(markdown(study), encoding="utf-8")
     if plan.points:
@@ -69,7 +89,24 @@ def run_study(base: ChainSettings, plan: Plan, *, seeds: Sequence[int], out: Pat
     return study
 
 
-def _chains(base: ChainSettings, plan: Plan, seeds: Sequence[int]) -> dict[tuple[str, int], ChainSettings]:
+def _flow(key: _Key, chain: ChainSettings, cells: dict[_Key, Cell], plan: Plan, out: Path) -> Flow:
+    """Run one task of one variant with one seed, a stage at a time; what came of it goes to `cells` and its file."""
+    variant, seed, task = key
+    for until in stages_of(chain, task):
+        name = f"{variant}, seed {seed}: {until}"
+        (cell,) = yield [Job.of(chain, name=name, task=task, seed=seed, until=until, out=out)]
+        if cell.error is not None:
+            break
+    cells[key] = replace(cell, variant=variant, seed=seed, task=task)
+    of_run = {each.task: asdict(each) for each in cells.values() if (each.variant, each.seed) == (variant, seed)}
+    path = out / "variants" / variant / f"seed-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"overrides": plan.variants[variant], "tasks": of_run})
+
+
+def _chains(
+    base: ChainSettings, plan: Plan, seeds: Sequence[int], *, align_once: bool
+) -> dict[tuple[str, int], ChainSettings]:
     """The settings of every run: all variants with the first seed, then with the next."""
     chains, problems = {}, []
     if not plan.variants or not seeds:
@@ -77,7 +114,8 @@ def _chains(base: ChainSettings, plan: Plan, seeds: Sequence[int]) -> dict[tuple
     for seed in seeds:
         for variant, overrides in plan.variants.items():
             try:
-                chains[variant, seed] = _seeded(load_chain(base=base, overrides=overrides), seed)
+                chain = load_chain(base=base, overrides=overrides)
+                chains[variant, seed] = _seeded(chain, seed, align_once=align_once)
             except ConfigError as error:
                 problems += [f"variant {variant}: {error}"] if seed == seeds[0] else []
     problems += [
@@ -89,20 +127,6 @@ def _chains(base: ChainSettings, plan: Plan, seeds: Sequence[int]) -> dict[tuple
     return chains
 
 
-def _seeded(chain: ChainSettings, seed: int) -> ChainSettings:
-    trained = ["finetune.*", *(name for name in ("align", "pretrain") if getattr(chain, name) is not None)]
-    return load_chain(base=chain, overrides=[f"{section}.train.seed={seed}" for section in trained])
-
-
-def run_cell(steps: Iterable[Made], task: Task, *, variant: str, seed: int, until: str | None = None) -> Cell:
-    """Go through the steps of a run, to the end or `until` one of that name; what stops it is told in the cell."""
-    folders: dict[str, str] = {}
-    try:
-        for made in steps:
-            folders[made.step] = str(made.folder)
-            if made.step == until:
-                break
-    except Exception as error:
-        trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
-        return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)
-    return Cell(variant, seed, task, folders)
+def _seeded(chain: ChainSettings, seed: int, *, align_once: bool) -> ChainSettings:
+    starts = [] if align_once else [name for name in ("align", "pretrain") if getattr(chain, name) is not None]
+    return load_chain(base=chain, overrides=[f"{section}.train.seed={seed}" for section in ("finetune.*", *starts)])

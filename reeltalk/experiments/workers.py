@@ -114,6 +114,23 @@ class Workers(Generic[Job, Result]):
             return Died(f"its process was ended {how}{why}; {self._log} has what it printed")
 
 
+class Here(Generic[Job, Result]):
+    """The same in this process, one job after the other, where what it shows is seen."""
+
+    def __init__(self, function: Callable[[Job], Result]) -> None:
+        self._function = function
+        self._queue: deque[Job] = deque()
+
+    def put(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append(job)
+
+    def take(self) -> tuple[Job, Result]:
+        """Do the next job."""
+        job = self._queue.popleft()
+        return job, self._function(job)
+
+
 @contextmanager
 def _few_threads(count: int) -> Iterator[None]:
     """What a new process inherits: its share of the cores, where the user has not said how many threads."""

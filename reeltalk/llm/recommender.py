@@ -3,7 +3,8 @@
 Paper: LSVCR (arXiv 2403.13574). Eq 9 `preferences`; eq 13 `target_loss`; LLM(x) of eq 1, 2 and 14 in stage 1
     `text_vectors`. Instruction and target go through the LLM as one sequence: no token sees a later one, so the hidden
     state at the instruction's last token is that of the instruction alone.
-Differs from the paper: the target ends with the tokenizer's end token, so that generation ends too.
+Differs from the paper: the target ends with the tokenizer's end token, so that generation ends too; eq 13 is divided by
+    the target tokens of the whole batch, not summed in each instance, so that long targets do not outweigh the rest.
 Checked against: slow float64 loops written from the equations (tests/test_llm.py).
 
 Shape suffixes: B prompts, T tokens, E width of the LLM, D width of a preference, U texts, N target tokens.
