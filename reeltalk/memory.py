@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -56,3 +61,12 @@ def peak_bytes() -> int:
         return int(found[1]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a GPU has in all, or that the machine has."""
+    if device.type == "cuda":
+        from torch.cuda import get_device_properties
+
+        return int(get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

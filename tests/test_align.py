@@ -221,6 +221,25 @@ def test_a_step_does_not_depend_on_how_it_goes_through_the_llm(
         torch.testing.assert_close(gradients, found[0][1], rtol=1e-7, atol=1e-9)
 
 
+def test_what_goes_through_a_large_llm_at_once_fits_half_of_the_memory(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def budget(memory: float, **train: Any) -> tuple[int, int]:
+        monkeypatch.setattr("reeltalk.llm.module.memory_of", lambda device: memory)
+        return module_of(toy_dataset, tables["qwen3"], small_settings(llms["qwen3"], train=train))._budget
+
+    llm = module_of(toy_dataset, tables["qwen3"], small_settings(llms["qwen3"])).llm
+    assert llm is not None
+    holds_4000 = 2 * (sum(weight.nbytes for weight in llm.parameters()) + 4_000.5 * llm.bytes_a_token())
+    assert budget(1 << 50) == (8_192, 32_768)
+    assert budget(holds_4000) == (1_000, 3_000)
+    assert budget(holds_4000, tokens_per_batch=300, tokens_kept=200) == (300, 200)
+    assert budget(0) == (512, 0)
+    assert budget(1 << 50, tokens_kept=0) == (8_192, 0)
+    shared = budget(holds_4000, devices=2, batch_size=8)
+    assert sum(shared) < 2_000
+
+
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
     toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
 ) -> None:

@@ -279,6 +279,28 @@ def test_reading_does_not_depend_on_how_prompts_are_divided(kind: str, folders: 
     assert torch.equal(without, found[1][0]) and (loss.item(), count) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_token_needs_is_about_what_the_backward_pass_keeps(kind: str, folders: dict[str, Path]) -> None:
+    recommender = load(folders[kind], lora_dropout=0.1).train()
+    state = torch.get_rng_state()
+    told = recommender.bytes_a_token()
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = {parameter.data_ptr() for parameter in recommender.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        kept.setdefault(saved.untyped_storage().data_ptr(), saved)
+        return saved
+
+    ids_BT = torch.randint(5, 30, (7, 40))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        hidden_BTE = recommender.hidden_states(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+    assert hidden_BTE.requires_grad
+    found = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in weights)
+    assert told == pytest.approx(found / ids_BT.numel(), rel=0.4)
+    assert told > 4 * recommender.width * 2  # float32, two layers
+
+
 def test_attention_as_products_is_the_fused_attention() -> None:
     """With and without a mask, in both directions, with fewer heads of keys, padding rows included."""
     torch.manual_seed(0)

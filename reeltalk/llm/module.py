@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -18,11 +19,13 @@ from reeltalk.errors import ArtifactError
 from reeltalk.llm.feed import AlignBatches, AlignExample
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.llm.settings import AlignTrainSettings
+from reeltalk.memory import memory_of
 from reeltalk.models.lsvcr import LSVCR
 from reeltalk.objectives import Terms, alignment_objective
 from reeltalk.training.trainer import StageModule
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 8_192, 65_536  # at once through the LLM
+_TOKENS_AT_LEAST = 512
 _MEAN_LOSSES_OVER = 50  # steps, for what the manifest tells of the end
 
 
@@ -104,8 +107,7 @@ class AlignModule(StageModule):
             return {name: found[name] for name in ("sr", "prefix") if self.weights[name]}
         llm = self.llm
         assert llm is not None
-        tokens = self.settings.tokens_per_batch or (_TOKENS_ON_GPU if llm.device.type == "cuda" else _TOKENS_ON_CPU)
-        kept = self.settings.tokens_kept
+        tokens, kept = self._budget
         if example.text_UE is None:
             text_UE = llm.text_vectors(example.text_ids, tokens_per_batch=tokens, tokens_kept=kept)
             kept -= sum(len(ids) for ids in example.text_ids)
@@ -123,6 +125,22 @@ class AlignModule(StageModule):
         if not example.prompts:
             del found["teacher"]
         return terms | {name: term for name, term in found.items() if self.weights.get(name, True)}
+
+    @cached_property
+    def _budget(self) -> tuple[int, int]:
+        """Tokens at once through the LLM, and tokens of a step that are kept: no more than half of the memory holds."""
+        llm, train = self.llm, self.settings
+        assert llm is not None
+        at_once = _TOKENS_ON_GPU if llm.device.type == "cuda" else _TOKENS_ON_CPU
+        if train.shard_llm:
+            return train.tokens_per_batch or at_once, train.tokens_kept
+        weights = sum(parameter.nbytes for parameter in llm.parameters())
+        room = memory_of(llm.device) / 2
+        if llm.device.type == "cpu":
+            room /= train.devices  # the processes share it
+        fitting = int(max(room - weights, 0) / llm.bytes_a_token())
+        at_once = train.tokens_per_batch or max(min(at_once, fitting // 4), _TOKENS_AT_LEAST)
+        return at_once, max(min(train.tokens_kept, fitting - at_once), 0)
 
     def on_train_start(self) -> None:
         self._began = time.perf_counter()

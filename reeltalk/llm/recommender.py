@@ -40,6 +40,7 @@ LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where 
 PREFERENCE = "preference_adapter.safetensors"
 _PEFT = "base_model."  # what the keys begin with there
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32
+_MEASURED = 64  # tokens of the row that tells what one needs
 
 
 class LLMRecommender(nn.Module):
@@ -94,6 +95,27 @@ class LLMRecommender(nn.Module):
         if is_turned:
             hidden_BTE = hidden_BTE.gather(1, ((column_T - lead_B1) % len(column_T))[..., None].expand_as(hidden_BTE))
         return hidden_BTE
+
+    def bytes_a_token(self) -> float:
+        """What the backward pass needs of a token, as measured on a short row; not of an LLM that is divided."""
+        ids_1T = torch.zeros(1, min(_MEASURED, self.max_tokens), dtype=torch.long, device=self.device)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
+        sizes: dict[int, int] = {}
+        kept: list[Tensor] = []  # else a place may be given twice
+
+        def keep(saved: Tensor) -> Tensor:
+            kept.append(saved)
+            sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),  # its dropout draws from no step's randomness
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
+        ):
+            self.hidden_states(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
+        return sum(size for place, size in sizes.items() if place not in weights) / ids_1T.numel()
 
     def preferences(self, hidden_BTE: Tensor, batch: TokenBatch) -> Tensor:
         """Eq 9: the hidden state of the instruction's last token, through the linear map. [B, D]"""

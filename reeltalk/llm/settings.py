@@ -70,12 +70,16 @@ class AlignTrainSettings(TrainerSettings):
     warm_batch_size: int = Field(256, gt=1)
     warm_learning_rate: float = Field(2e-3, gt=0)
     tokens_per_batch: int | None = Field(
-        None, gt=0, description="what goes through the LLM at once; bounds memory, changes dropout's draws alone"
+        None,
+        gt=0,
+        description="what goes through the LLM at once; bounds memory, changes dropout's draws alone; None: 8,192 on a "
+        "CPU, 65,536 on a GPU, fewer where the LLM is large for the memory",
     )
     tokens_kept: int = Field(
         32_768,
         ge=0,
-        description="of a step, whose activations stay in memory for the backward pass; what is more is run again",
+        description="of a step, whose activations stay in memory for the backward pass; the others are run again; it "
+        "is fewer where the LLM is large for the memory",
     )
     max_text_tokens: int = Field(64, gt=0, description="of a text that the LLM encodes; a longer one is cut")
     shard_llm: bool = Field(
