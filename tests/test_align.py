@@ -21,7 +21,7 @@ from reeltalk.artifacts import read_manifest
 from reeltalk.config import load_settings, save_settings
 from reeltalk.data.dataset import Dataset, Task
 from reeltalk.errors import ArtifactError, ConfigError
-from reeltalk.llm.align import LLM, align
+from reeltalk.llm.align import LLM, align, new_module
 from reeltalk.llm.aligned import aligned_encoder, encode_aligned, is_aligned
 from reeltalk.llm.feed import AlignBatches, instances_of
 from reeltalk.llm.module import AlignModule
@@ -151,6 +151,21 @@ def test_the_first_step_of_finetuning_starts_at_the_aligned_weights(
     assert start_settings(chosen, out, mapped).model.text_map == "none"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="give fine-tuning the vectors it started from"):
         encode_aligned(toy_dataset, out, out=tmp_path / "raw", settings=EncodeSettings(is_mapped=False))
+
+
+def test_without_any_step_the_start_is_written(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable], tmp_path: Path
+) -> None:
+    """What "no alignment" is where the schedule has no warm start."""
+    settings = small_settings(llms["qwen3"], train={"steps": 0, "warm_steps": 0})
+    align(toy_dataset, text=tables["qwen3"], settings=settings, out=tmp_path / "aligned")
+    assert read_manifest(tmp_path / "aligned", ALIGNED).facts["losses"] == {}
+    start = new_module(toy_dataset, tables["qwen3"], settings).recommender.state_dict()
+    torch.testing.assert_close(load_file(tmp_path / "aligned" / SEQUENTIAL), dict(start))
+    text = encode_aligned(
+        toy_dataset, tmp_path / "aligned", out=tmp_path / "text", settings=EncodeSettings(max_tokens=6)
+    )
+    assert text.width == SMALL_MODEL["text_dim"]
 
 
 def test_variants_leave_out_what_they_say(

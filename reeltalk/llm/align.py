@@ -45,9 +45,11 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
 
     `text` holds every text of the dataset as the LLM encodes it before alignment (`reeltalk encode --encoder`, the
     LLM's name); with a frozen encoder it is that encoder's. With `train.steps=0` no LLM is loaded, and what is written
-    is the warm start. Raises ConfigError where LLM or settings cannot be used or `text` is of another model,
-    ArtifactError where `out` holds something else or a run with other settings or parents, or `text` lacks texts,
-    DataError where there is nothing to align on.
+    is the warm start; without one too, the start as it was drawn.
+
+    Raises ConfigError where LLM or settings cannot be used or `text` is of another model, ArtifactError where `out`
+    holds something else or a run with other settings or parents, or `text` lacks texts, DataError where there is
+    nothing to align on.
     """
     keep_freed_memory()
     train = settings.train
@@ -60,7 +62,8 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     with only_writer(out):
         is_resumed = resumable_folder(out, kind=ALIGNED, config=config, parents=parents)
         save_settings(settings, out / CONFIG)
-        fit(trainer, module, out, is_resumed=is_resumed)
+        if trainer.max_steps:
+            fit(trainer, module, out, is_resumed=is_resumed)
         if trainer.is_global_zero:
             _finish(out, module, config=config, parents=parents, dataset=dataset, text=text)
         trainer.strategy.barrier()
