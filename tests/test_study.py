@@ -15,11 +15,12 @@ from typer.testing import CliRunner, Result
 
 from reeltalk.artifacts import write_manifest
 from reeltalk.cli import app
-from reeltalk.data.dataset import Dataset
+from reeltalk.data.dataset import Dataset, Task
 from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
 from reeltalk.experiments.chain import ChainSettings, load_chain
+from reeltalk.experiments.jobs import Job
 from reeltalk.experiments.outcome import Cell, Study, study_of
 from reeltalk.experiments.show import curves_page, grids, markdown
 from reeltalk.experiments.study import Plan, run_study
@@ -244,6 +245,22 @@ def test_aligned_once_the_seeds_are_those_of_fine_tuning(base: ChainSettings, tm
     assert len(told) == 1 + 2 + 8
     assert told[0] == "[1/1] full, seed 0: text: done"
     assert any(line.startswith("[11/11] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+
+
+def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path) -> None:
+    def key(*overrides: str, task: Task = "item", until: str = "item-report") -> str:
+        chain = load_chain(base=base, overrides=overrides)
+        return Job.of(chain, name="any", task=task, seed=0, until=until, out=tmp_path).key
+
+    assert key() == key("finetune.comment.train.learning_rate=0.1") == key("finetune.comment=null")
+    assert key() != key("finetune.item.train.learning_rate=0.1")
+    assert key() != key("align.loss.lm=0")
+    for until in ("text", "text-aligned"):
+        assert key(until=until) == key("finetune.item.train.seed=3", task="comment", until=until)
+    assert key(until="text") == key("align.loss.lm=0", until="text")
+    assert key(until="text") != key("encode.max_tokens=7", until="text")
+    assert key(until="data") == key("encode.max_tokens=7", until="data")
+    assert key(until="text-aligned") != key("align.loss.lm=0", until="text-aligned")
 
 
 def test_several_processes_reach_what_one_does(toy_dataset: Dataset, tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """What is made: of steps before training, the sections that they read."""
+        """What is made, and the sections that it reads: of fine-tuning, its own task's."""
         left_out = _NOT_READ.get(self.until, set())
-        made_from = {name: section for name, section in self.chain.items() if name not in left_out}
+        made_from = self.chain | {"finetune": self.chain["finetune"][self.task]}
+        made_from = {name: section for name, section in made_from.items() if name not in left_out}
         return f"{self.until}-{digest_of(made_from)}"
 
 
