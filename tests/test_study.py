@@ -22,6 +22,7 @@ from reeltalk.experiments.ablations import ablations, alignment_steps, backbones
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.jobs import Job
 from reeltalk.experiments.outcome import Cell, Study, study_of
+from reeltalk.experiments.runner import stages_of
 from reeltalk.experiments.show import curves_page, grids, markdown
 from reeltalk.experiments.study import Plan, run_study
 
@@ -241,10 +242,18 @@ def test_aligned_once_the_seeds_are_those_of_fine_tuning(base: ChainSettings, tm
     for variant in plan.variants:
         assert len({of["aligned"] for key, of in folders.items() if key[0] == variant}) == 1
     assert len({of[task] for (_, _, task), of in folders.items()}) == 8
-    # the texts, an alignment a variant, a report a run: each is told once, by a name of those that asked for it
-    assert len(told) == 1 + 2 + 8
-    assert told[0] == "[1/1] full, seed 0: text: done"
-    assert any(line.startswith("[11/11] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+    # data, texts, an alignment a variant, a report a run: each is told once, by a name of those that asked for it
+    assert len(told) == 2 + 2 + 8
+    assert told[:2] == ["[1/1] full, seed 0: data: done", "[2/2] full, seed 0: text: done"]
+    assert any(line.startswith("[12/12] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+
+
+def test_what_is_shared_is_made_before_what_shares_it(base: ChainSettings) -> None:
+    """Also by a task that reads no text: both would else make the data at the same time."""
+    assert stages_of(base, "item") == ["data", "text", "text-aligned", "item-report"]
+    chain = load_chain(base=base, overrides=["align=null", "finetune.item=null", "finetune.item={name: sasrec}"])
+    assert stages_of(chain, "item") == ["data", "item-report"]
+    assert stages_of(chain, "comment") == ["data", "text", "comment-report"]
 
 
 def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path) -> None:

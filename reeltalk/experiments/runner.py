@@ -65,7 +65,9 @@ def error_line(error: Exception) -> str:
 
 def stages_of(settings: ChainSettings, task: Task) -> list[str]:
     """The steps of one task's run that others may share, then its last."""
-    shared = [TEXT if settings.reads_text(task) else DATA]
+    shared = [DATA]
+    if settings.reads_text(task):
+        shared.append(TEXT)
     if settings.reads_text(task) and settings.align is not None:
         shared.append(TEXT_ALIGNED)
     elif settings.is_pretrained(task):
