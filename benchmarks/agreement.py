@@ -35,6 +35,7 @@ def settings(name: str, dataset: Dataset, *, batch: int, patience: int, passes: 
         "patience": patience,
         "monitor": f"ndcg@{protocol.TOP_K}",
         "monitor_protocol": "full",
+        "exclude_seen": False,
         "max_validation_targets": 0,
         "seed": seed,
     }

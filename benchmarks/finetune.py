@@ -55,6 +55,7 @@ def settings(name: str, *, passes: int, seed: int, num_validated: int) -> Finetu
         "patience": passes,
         "monitor": f"ndcg@{protocol.TOP_K}",
         "monitor_protocol": "full",
+        "exclude_seen": False,
         "max_validation_targets": num_validated,
         "checkpoint_seconds": 3600,
         "seed": seed,

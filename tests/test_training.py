@@ -21,6 +21,8 @@ from reeltalk.artifacts import PROGRESS, write_manifest
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
+from reeltalk.evaluation.protocol import evaluate
+from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.objectives import item_objective
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
@@ -83,6 +85,8 @@ def test_a_model_folder_loads_to_the_same_scores(
         "manifest.json",
         "model.safetensors",
     ]
+    # as readable as its neighbours
+    assert (tmp_path / "m" / WEIGHTS).stat().st_mode == (tmp_path / "m" / "config.yaml").stat().st_mode
     loaded = load_system(tmp_path / "m")
     targets = toy_dataset.candidates(task, Split.TEST)
     chosen = "positive" if task == "item" else "positives"
@@ -102,6 +106,21 @@ def test_training_learns_the_taste_of_toy_users(toy_dataset: Dataset, toy_text: 
     user = toy_dataset.users["user_key"].str.slice(1).cast(pl.Int64).to_numpy()[targets["user_id"].to_numpy() - 1]
     share = (topic[top] == (user % len(TOPICS))[:, None]).mean()
     assert share > 0.6, "a quarter is chance; four of five toy events are on the user's topic"
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "exclude_seen"),
+    [("item", "sampled", True), ("item", "full", True), ("item", "full", False), ("comment", "sampled", True)],
+)
+def test_epochs_are_chosen_by_what_evaluation_measures(
+    toy_dataset: Dataset, toy_text: TextTable, task: Task, protocol: str, exclude_seen: bool
+) -> None:
+    chosen = small_settings(task)
+    train = chosen.train.model_copy(update={"monitor_protocol": protocol, "exclude_seen": exclude_seen})
+    system = System.new(toy_dataset, text=toy_text, settings=chosen.model_copy(update={"train": train}))
+    how = EvaluationSettings(ks=(10,), exclude_seen=exclude_seen, bootstrap_samples=0)
+    report = evaluate(toy_dataset, {"lsvcr": SystemRanker(system)}, split=Split.VALID, settings=how)["lsvcr"]
+    assert Validation(system).value() == pytest.approx(report.metrics[protocol]["ndcg@10"].mean)
 
 
 def test_validation_has_no_gradients_beside_it(

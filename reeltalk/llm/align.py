@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reeltalk.artifacts import resumable_folder, write_manifest
@@ -35,6 +34,7 @@ from reeltalk.text.table import TextTable
 from reeltalk.training.start import ALIGNED, SEQUENTIAL
 from reeltalk.training.system import CONFIG
 from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
+from reeltalk.weights import save_weights
 
 LLM = "llm"
 _PCA_TEXTS = 20_000
@@ -119,8 +119,7 @@ def _finish(
     dataset: Dataset,
     text: TextTable,
 ) -> None:
-    weights = {name: value.cpu().contiguous() for name, value in module.recommender.state_dict().items()}
-    save_file(weights, out / SEQUENTIAL)
+    save_weights(module.recommender.state_dict(), out / SEQUENTIAL)
     if module.llm is not None:
         module.llm.save(out / LLM)
     counts = {name: round(value, 1) for name, value in module.counts.items()}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,6 +34,7 @@ from reeltalk.llm.prompts import Prompt, TokenBatch, end_token
 from reeltalk.llm.sharding import layers_run_again, shard_layers
 from reeltalk.losses import widened
 from reeltalk.text.batches import TEXT_STEP, Again, by_length, distinct_vectors, num_kept, pad_right, run_batches
+from reeltalk.weights import save_weights
 
 RECOMMENDER = "recommender.json"
 LORA, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # where peft itself looks for them
@@ -225,10 +226,10 @@ class LLMRecommender(nn.Module):
 
         folder.mkdir(parents=True, exist_ok=True)
         lora = get_peft_model_state_dict(self.lora, save_embedding_layers=False)
-        save_file({f"{_PEFT}{key}": value.contiguous() for key, value in lora.items()}, folder / LORA)
+        save_weights({f"{_PEFT}{key}": value for key, value in lora.items()}, folder / LORA)
         config = self.lora.peft_config["default"].to_dict()
         write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
-        save_file(self.preference_adapter.state_dict(), folder / PREFERENCE)
+        save_weights(self.preference_adapter.state_dict(), folder / PREFERENCE)
         facts = {"dim": self.preference_adapter.out_features, "weights": self.weights}
         write_json(folder / RECOMMENDER, {"settings": self.settings.model_dump(), **facts})
 

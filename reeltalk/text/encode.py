@@ -171,7 +171,11 @@ def _encode_blocks(encoder: Encoder, missing: pl.DataFrame, *, store: Store, set
                 cut=sum(length == encoder.max_tokens for length in lengths),
                 seconds=time.perf_counter() - started,
             )
-            progress.update(task, speed=f"{store.done.tokens / store.done.seconds:,.0f} tokens/s")
+            speed = f"{store.done.tokens / store.done.seconds:,.0f} tokens/s"
+            progress.update(task, speed=speed)
+            if not progress.console.is_terminal:  # a bar is drawn once there, at its end
+                told = progress.tasks[0]
+                progress.console.print(f"encoding texts: {told.percentage:.0f}% in {told.elapsed or 0:.0f} s, {speed}")
 
 
 def _half(vectors: NDArray[np.float32], name: str) -> NDArray[np.float16]:

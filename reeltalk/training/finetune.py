@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from safetensors.torch import save_file
 
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
@@ -23,6 +22,7 @@ from reeltalk.training.start import needs_start, start_from, start_settings
 from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
 from reeltalk.training.texts import trained_texts
 from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
+from reeltalk.weights import save_weights
 
 
 def finetune(
@@ -99,7 +99,7 @@ def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: Syst
     weights = torch.load(best.best_model_path, weights_only=True, mmap=True)["state_dict"]
     module.load_state_dict(weights)
     own = {name: value for name, value in kept.state_dict().items() if not name.startswith(TEXTS)}
-    save_file({name: value.contiguous().cpu() for name, value in own.items()}, out / WEIGHTS)
+    save_weights(own, out / WEIGHTS)
     if module.system.texts is not None:
         module.system.texts.encoder.finish(module.system.dataset, out)
     return {

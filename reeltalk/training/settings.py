@@ -51,7 +51,12 @@ class TrainSettings(TrainerSettings):
     max_epochs: int = Field(50, gt=0)
     patience: int = Field(5, gt=0, description="epochs without a better validation value before training stops")
     monitor: str = Field("ndcg@10", description="metric over the validation targets that picks the epoch to keep")
-    monitor_protocol: Literal["sampled", "full"] = "sampled"
+    monitor_protocol: Literal["sampled", "full"] = Field(
+        "sampled", description="the monitored metric among the saved candidates, or among all items (item task)"
+    )
+    exclude_seen: bool = Field(
+        True, description="monitored among all items: leave out what the user turned to before, as evaluate does"
+    )
     max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
     accumulate: int = Field(1, gt=0, description="batches a step is made of")
 

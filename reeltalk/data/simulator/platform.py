@@ -46,14 +46,16 @@ class SimulatorSettings(BaseModel):
     num_comments: int = Field(15_000, ge=0)
     num_item_events: int = Field(45_000, ge=0)
     num_comment_events: int = Field(25_000, ge=0)
-    num_topics: int = Field(NUM_TOPICS, ge=2, le=NUM_TOPICS)
-    days: int = Field(30, ge=1)
-    steps_per_day: int = Field(8, ge=1, le=24)  # choices see the platform as it was when their step began
-    drift: float = Field(0.6, ge=0, le=1)  # 1: the fastest users end with a taste unrelated to the one they began with
-    taste_strength: float = Field(8.0, ge=0)  # 0: only popularity counts
-    popularity_decay_days: float = Field(12.0, gt=0)
-    items_shown: int = Field(128, ge=4)  # to each user who chooses
-    comments_shown: int = Field(100, ge=4)  # the newest of an item
+    num_topics: int = Field(NUM_TOPICS, ge=2, le=NUM_TOPICS, description="what items, comments and tastes are of")
+    days: int = Field(30, ge=1, description="from the first to the last event")
+    steps_per_day: int = Field(8, ge=1, le=24, description="choices see the platform as it was when their step began")
+    drift: float = Field(
+        0.6, ge=0, le=1, description="1: the fastest users end with a taste unrelated to the one they began with"
+    )
+    taste_strength: float = Field(8.0, ge=0, description="0: only popularity counts")
+    popularity_decay_days: float = Field(12.0, gt=0, description="after which an item is e times less popular")
+    items_shown: int = Field(128, ge=4, description="to each user who chooses")
+    comments_shown: int = Field(100, ge=4, description="the newest of an item")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
