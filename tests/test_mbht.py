@@ -196,7 +196,7 @@ def test_hidden_entries_and_the_records_that_tell_of_them(log: Log, model: MBHT)
         row, column = packed.packing.row[index], packed.packing.item_column[index]
         is_hidden = step.is_predicted_RL[row, column : column + len(user.items)].tolist()  # of the next event
         events = [place for place, (_, behaviour) in enumerate(entries) if behaviour == ITEM]
-        hidden = {place for place, gone in zip(events, is_hidden, strict=False) if gone}
+        hidden = {place for place, gone in zip(events, is_hidden[:-1], strict=True) if gone}
         told = {
             place
             for place, (item, behaviour) in enumerate(entries)
@@ -204,9 +204,8 @@ def test_hidden_entries_and_the_records_that_tell_of_them(log: Log, model: MBHT)
         }
         num_told += len(told)
         expected = slow_mbht(w, entries, hidden | told)
-        for place, gone, fast_D in zip(
-            [*events, len(entries)], is_hidden, step.preferences[row, column:], strict=False
-        ):
+        preference_LD = step.preferences[row, column : column + len(is_hidden)]
+        for place, gone, fast_D in zip([*events, len(entries)], is_hidden, preference_LD, strict=True):
             if gone:
                 np.testing.assert_allclose(fast_D.numpy(), expected[place], atol=1e-10)
                 num_checked += 1

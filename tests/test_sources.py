@@ -199,7 +199,7 @@ def test_files_that_are_no_csv_name_the_line(tmp_path: Path) -> None:
     (raw / "items.csv").write_text("item_key,created,title\na,,one, two\n")
     assert "items.csv cannot be read: line 2 has 4 fields, the header 3" in told("tables", raw)
     (raw / "items.csv").write_text("item_key,title,created,title\na,one,,two\n")
-    assert "items.csv: its header names the column title more than once" in told("tables", raw)
+    assert "items.csv has column 'title' more than once; keep one" in told("tables", raw)
 
 
 def test_settings_and_sources_that_do_not_exist(tmp_path: Path) -> None:

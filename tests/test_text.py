@@ -239,6 +239,17 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
 
 
+def test_a_log_is_told_how_far_encoding_is(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no bar can be drawn, a line a block."""
+    monkeypatch.setattr(step, "BLOCK", -(-len(set(TEXTS)) // 2))
+    encode_texts(pl.Series(TEXTS), out=tmp_path / "text", settings=settings(bert))
+    told = [line for line in capsys.readouterr().err.splitlines() if "tokens/s" in line and " in " in line]
+    assert len(told) == 2
+    assert told[-1].startswith("encoding texts: 100% in ")
+
+
 def test_killed_and_run_again_ends_with_the_bytes_of_an_unbroken_run(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,13 +46,15 @@ def reading(origin: object) -> Iterator[None]:
 def column_problems(
     found: Mapping[str, pl.DataType], expected: Mapping[str, type[pl.DataType]], *, origin: object
 ) -> list[str]:
-    """Missing columns and columns of a wrong type."""
+    """Columns that are missing, of a wrong type, or there twice."""
     problems = []
     for name, dtype in expected.items():
         if name not in found:
             problems.append(f"{origin} lacks column {name!r};{nearest(name, found)}")
         elif found[name] != dtype:
             problems.append(f"{origin}: column {name!r} is {found[name]}, expected {dtype.__name__}")
+        if f"{name}_duplicated_0" in found:  # what polars calls the second of a CSV header
+            problems.append(f"{origin} has column {name!r} more than once; keep one")
     return problems
 
 

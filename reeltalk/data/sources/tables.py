@@ -67,12 +67,7 @@ def _typed(name: str, path: Path) -> tuple[pl.LazyFrame, list[str]]:
     is_csv = path.suffix != ".parquet"
     frame = pl.scan_csv(path, infer_schema=False) if is_csv else pl.scan_parquet(path)
     schema = frame.collect_schema()
-    casts: list[pl.Expr] = []
-    problems = [
-        f"{path}: its header names the column {column} more than once; keep one"
-        for column in RAW_TABLES[name]
-        if is_csv and f"{column}_duplicated_0" in schema  # what polars calls the second
-    ]
+    casts, problems = [], []
     for column, dtype in RAW_TABLES[name].items():
         value = pl.col(column)
         if column not in schema:
