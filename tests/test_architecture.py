@@ -14,11 +14,12 @@ import reeltalk
 ROOT = Path(reeltalk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "artifacts", "config", "lock", "memory", "precision"}
+GROUND = {"errors", "artifacts", "config", "lock", "memory", "precision", "weights"}
 MAY_IMPORT = {
     "errors": set[str](),
     "memory": set[str](),
     "precision": set[str](),
+    "weights": set[str](),
     "artifacts": {"errors", "lock"},
     "lock": {"errors"},
     "config": {"errors"},
