@@ -255,6 +255,16 @@ def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> Non
     assert f"| lsvcr | {mean:.4f} ± " in tables
     assert tables.count("ranking, gains") == 4
     html = (out / "compare.html").read_text()
+    for kind in ("baseline", "floor"):
+        reached = {
+            name: of["metrics"]["full"]["ndcg@10"]["mean"]
+            for name, of in saved["data"]["second"]["standings"].items()
+            if of["kind"] == kind
+        }
+        best = max(reached, key=lambda name: reached[name])
+        gain = saved["data"]["second"]["tests"]["lsvcr"][best]["full"]["ndcg@10"]["gain"]
+        assert f"| lsvcr | ndcg@10 | {gain:+.1%} | {best} |" in tables.split("second: full ranking, gains")[1]
+        assert html.count(f"<td>lsvcr against the best {kind}</td>") == 4
     assert html.count("<svg") == 4 * 5  # two data sets, two protocols: by K twice, by users, items and history
     assert "<link" not in html
     assert "src=" not in html

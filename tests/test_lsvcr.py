@@ -113,9 +113,11 @@ class Slow:
 
     def alpha(self, fused: list[Vector]) -> list[float]:
         scores = []
-        for h in fused:
+        for place, h in enumerate(fused):
             hidden = gelu(norm(self.w, "item_weight.1", linear(self.w, "item_weight.0", h)))
-            scores.append(float(linear(self.w, "item_weight.3", hidden)[0]))
+            ago = len(fused) - 1 - place
+            recency = float(self.w["recency"][ago]) if "recency" in self.w else 0.0
+            scores.append(float(linear(self.w, "item_weight.3", hidden)[0]) + recency)
         return softmax(scores)
 
     def beta(self, fused: list[Vector], watched: int) -> list[float]:
@@ -157,9 +159,9 @@ def log() -> Log:
     return random_log(21, num_users=10, max_items=LENGTH, max_records=6, dtype=np.float64)
 
 
-@pytest.fixture(scope="module")
-def model(log: Log) -> LSVCR:
-    return cast(LSVCR, random_model("lsvcr", "item", log, length=LENGTH))
+@pytest.fixture(scope="module", params=[False, True], ids=["paper", "recency"])
+def model(log: Log, request: pytest.FixtureRequest) -> LSVCR:
+    return cast(LSVCR, random_model("lsvcr", "item", log, length=LENGTH, recency=request.param))
 
 
 @pytest.mark.parametrize(("task", "slow_one"), [("item", slow_item), ("comment", slow_comment)])

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from reeltalk.evaluation.page import PARTITION_TITLES, Cell, Row, page_template, segment_place, shown_metric
 from reeltalk.evaluation.plots import ACCENT, CEILING, OTHERS, Bar, Kind, Series, lines
 from reeltalk.experiments.comparison_text import (
+    AGAINST,
     Gain,
     failed,
     gain,
@@ -71,9 +72,10 @@ def _section(found: Standings, data: str, protocol: str) -> Section:
         cells = [*("failed" for _ in found.metrics), seeds_told(found, table, name)]
         rows.append(Row(name, "other", [Cell(text, "", is_best=False) for text in cells]))
     gains = [
-        (ours, [gain(table, ours, protocol, metric) for metric in found.metrics])
+        (f"{ours} against the best {kind}", of_kind)
         for ours in found.ours
-        if ours in table.tests
+        for kind in AGAINST
+        if any(of_kind := [gain(table, ours, protocol, metric, kind=kind) for metric in found.metrics])
     ]
     return Section(
         title=f"{data}: {protocol} ranking, {table.targets:,} targets of {table.users:,} users",

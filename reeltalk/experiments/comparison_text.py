@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from reeltalk.experiments.flows import shown
 from reeltalk.experiments.show import Grid, grid_markdown
-from reeltalk.experiments.standings import Chosen, Spread, Standings, Table
+from reeltalk.experiments.standings import Chosen, Kind, Spread, Standings, Table
 
+AGAINST: tuple[Kind, ...] = ("baseline", "floor")  # what ours are held against, each kind for itself
 Gain = tuple[str, str, str]  # how much, over what, how sure
 
 
@@ -50,8 +51,8 @@ def told(found: Standings) -> str:
     return (
         f"Means over seeds {', '.join(map(str, found.seeds))} on test, ± half of the {found.confidence:.0%} t interval "
         "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
-        "are over the best other system in that metric, floors too, the oracle aside; p is of a paired t-test on "
-        "per-user values averaged over seeds, Holm-corrected over all these other systems. Seconds are as trained, "
+        "are over the best baseline and over the best floor in that metric; p is of a paired t-test on per-user values "
+        "averaged over seeds, Holm-corrected over all baselines and floors. Seconds are as trained, "
         f"{found.jobs} at a time; start is alignment or pre-training. A request (the ten best for a user) is timed "
         "after all training, one model after the other."
     )
@@ -74,9 +75,9 @@ def figure(of: Spread) -> str:
     return f"{of.mean:.4f}" if of.high is None else f"{of.mean:.4f} ± {of.high - of.mean:.4f}"
 
 
-def gain(table: Table, ours: str, protocol: str, metric: str) -> Gain | None:
-    """What one of ours gains over the best baseline, that baseline, and how sure it is; None where it is not tested."""
-    other = table.best_baseline(protocol, metric)
+def gain(table: Table, ours: str, protocol: str, metric: str, *, kind: Kind) -> Gain | None:
+    """What one of ours gains over the best of a kind, that system, and how sure it is; None where it is not tested."""
+    other = table.best(protocol, metric, kinds=(kind,))
     test = None if other is None else table.tests.get(ours, {}).get(other, {}).get(protocol, {}).get(metric)
     if other is None or test is None:
         return None
@@ -108,8 +109,9 @@ def _gain_grids(found: Standings, data: str, table: Table, protocol: str) -> Ite
     rows = [
         [ours, metric, *told]
         for ours in found.ours
+        for kind in AGAINST
         for metric in found.metrics
-        if (told := gain(table, ours, protocol, metric)) is not None
+        if (told := gain(table, ours, protocol, metric, kind=kind)) is not None
     ]
     if rows:
         yield Grid(f"{data}: {protocol} ranking, gains", ["", "metric", "gain", "over", "p"], rows)

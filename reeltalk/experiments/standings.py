@@ -99,10 +99,6 @@ class Table:
         }
         return max(reached, key=lambda name: reached[name], default=None)
 
-    def best_baseline(self, protocol: str, metric: str) -> str | None:
-        """The best of what is not ours, floors among them."""
-        return self.best(protocol, metric, kinds=("floor", "baseline"))
-
 
 @dataclass(frozen=True)
 class Failure:
