@@ -72,7 +72,7 @@ def causal_encoder(weights: Weights, name: str, entries: list[Vector], num_heads
 
 
 def unit(x: Vector) -> Vector:
-    return x / sqrt(float(x @ x))
+    return x / (sqrt(float(x @ x)) or 1.0)
 
 
 def weights_of(model: torch.nn.Module) -> Weights:

@@ -95,7 +95,7 @@ def test_what_is_predicted_does_not_show(name: str) -> None:
     shown = replace(
         batch, items=replace(batch.items, item_RL=batch.items.item_RL.where(hidden_RL | ~is_event_RL, others_RL))
     )
-    assert (seeded_step(model, shown).preferences - step.preferences).abs().max() > 0.01
+    assert (seeded_step(model, shown).preferences - step.preferences).abs().max() > 0.001
 
 
 @cloze_models
@@ -161,7 +161,7 @@ def slow_bert4rec(w: Weights, items: list[int], hidden: set[int]) -> list[Vector
         x.append(norm(w, "input_norm", entry + w["position_embedding.weight"][place]))
     for layer in range(2):
         x = [transformer_layer(w, f"encoder.layers.{layer}", entry, x, 2) for entry in x]
-    return [gelu(linear(w, "out", entry)) for entry in x]
+    return [norm(w, "output_norm", gelu(linear(w, "out", entry))) for entry in x]
 
 
 def test_bert4rec_ranks_as_the_paper_does() -> None:

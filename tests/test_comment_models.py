@@ -37,7 +37,7 @@ def sigmoid(x: Vector) -> Vector:
 
 
 def embedded(w: Weights, text: Vector) -> Vector:
-    return linear(w, "text_map", text)
+    return linear(w, "text_map", unit(text))
 
 
 def records_of(w: Weights, log: Log, past: list[Record], embed: Callable[[Weights, Vector], Vector]) -> list[Vector]:
@@ -100,7 +100,7 @@ def unisrec_c(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
 
 def zam(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
     """f(q, i) = (i · tanh(W_f q + b_f)) · W_h, unit by unit; the zero vector adds exp(0) to the denominator."""
-    q = np.tanh(linear(w, "query", log.titles[item]))
+    q = np.tanh(linear(w, "query", unit(log.titles[item])))
     hidden = np.tanh(linear(w, "attention", q)).reshape(len(q), -1)
     entries = records_of(w, log, past, embedded)
     powers = [np.exp(sum(w["units.weight"][0][h] * float(i @ hidden[:, h]) for h in range(4))) for i in entries]
@@ -110,7 +110,7 @@ def zam(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
 
 def tem(w: Weights, log: Log, past: list[Record], item: int) -> Vector:
     positions = w["positions.weight"]
-    query: Vector = np.tanh(linear(w, "query", log.titles[item])) + positions[0]
+    query: Vector = np.tanh(linear(w, "query", unit(log.titles[item]))) + positions[0]
     entries = [x + positions[1 + place] for place, x in enumerate(records_of(w, log, past, embedded))]
     for layer in range(2):
         name = f"encoder.layers.{layer}"
@@ -180,7 +180,7 @@ def test_zam_turns_to_nothing_where_the_query_says_so() -> None:
         model.get_parameter("units.weight").zero_()  # every score is that of the zero vector
     _, even_TD = preferences(model, log, windows, "comment")
     for (user, place), even_D in zip(users, even_TD.numpy(), strict=True):
-        q = np.tanh(linear(w, "query", log.titles[user.records[place].item]))
+        q = np.tanh(linear(w, "query", unit(log.titles[user.records[place].item])))
         entries = records_of(w, log, user.records[:place], embedded)
         np.testing.assert_allclose(even_D, q + np.sum([np.zeros(len(q)), *entries], axis=0) / (place + 1), atol=1e-11)
     assert not torch.allclose(before_TD, even_TD)

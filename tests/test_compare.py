@@ -29,6 +29,7 @@ from reeltalk.errors import ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments import comparison, jobs
 from reeltalk.experiments.comparison_page import page
+from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
@@ -351,15 +352,27 @@ def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: py
         tmp_path / "e.yaml",
         first,
         task="comment",
-        systems={"lsvcr": {"finetune": {"model": MODEL}}},
+        ours=["lsvcr", "small", "gone"],
+        systems={name: {"model": "lsvcr", "finetune": {"model": MODEL}} for name in ("lsvcr", "small")}
+        | {
+            "mha": {"finetune": {"model": {"dim": 16}}},
+            "gone": {"finetune": {"train": {"monitor": "hit"}}, "model": "lsvcr"},
+        },
         seeds=[3],
         search={"grid": {"train.learning_rate": [0.01]}},
         finetune={"train": {"max_epochs": 1, "batch_size": 16}},
     )
     found = comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
     table = found.data["first"]
-    assert found.is_whole
+    assert not found.is_whole, "gone is"
     assert {"hot_comments", "text_similarity"} <= set(table.standings)
+    others = set(table.standings) - {"lsvcr", "small"}
+    assert {name: set(of) for name, of in table.tests.items()} == {"lsvcr": others | {"small"}, "small": others}
+    pairs = [of["sampled"]["mrr"] for tests in table.tests.values() for of in tests.values()]
+    assert [of.p_holm for of in pairs] == pytest.approx(holm([of.p for of in pairs]), nan_ok=True), "all at once"
+    assert "| lsvcr | mrr | +0.0% | small |" in markdown(found)
+    assert page(found).count("<td>lsvcr against the best other of ours</td>") == 1
+    assert page(found).count("<td>small against") == 2, "the best baseline and the best floor"
     milliseconds = table.chosen["lsvcr"].cost.request_ms
     assert milliseconds is not None
     assert milliseconds > 0
@@ -378,7 +391,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
             "third": {"source": "threads"},
         },
         systems={
-            "lsvcr": {"grid": {"model.dropuot": [0.1], "train.seed": [1]}},
+            "lsvcr": {"grid": {"model.dropuot": [0.1], "train.seed": [1], "train.monitor": ["mrr"]}},
             "sasrce": {},
             "ids": {"model": "sasrec", "grid": {"model.dropout": [0.1, 1.5]}, "finetune": {"trian": {}}},
         },
@@ -393,6 +406,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
         "source 'sequencs' is unknown; did you mean 'sequences'?",
         "data.third.raw is missing",
         "lsvcr: grid names train.seed",
+        "lsvcr: grid names train.monitor",
         "lsvcr on first, second, third: model.dropuot is unknown; did you mean 'dropout'?",
         "sasrce on first, second, third: model 'sasrce' is unknown; did you mean 'sasrec'?",
         "ids on first, second, third: trian is unknown; did you mean 'train'?",

@@ -22,9 +22,12 @@ def log() -> Log:
 
 def slow_interest(w: Weights, which: int, items: list[int]) -> Vector:
     """Of one behaviour: encoder, then decoder with the learned query."""
-    placed = [w["item_embedding.weight"][item] + w[f"positions.{which}.weight"][i] for i, item in enumerate(items)]
-    encoded = causal_encoder(w, f"encoders.{which}", [w[f"starts.{which}"], *placed], 2)
-    return transformer_layer(w, f"decoders.{which}", w[f"queries.{which}"], encoded, 2)
+    scale = w[f"queries.{which}"].size ** 0.5
+    placed = [
+        scale * w["item_embedding.weight"][item] + w[f"positions.{which}.weight"][i] for i, item in enumerate(items)
+    ]
+    encoded = causal_encoder(w, f"encoders.{which}", [scale * w[f"starts.{which}"], *placed], 2)
+    return transformer_layer(w, f"decoders.{which}", scale * w[f"queries.{which}"], encoded, 2)
 
 
 def slow_dmt(w: Weights, user: User, place: int, num_experts: int) -> Vector:

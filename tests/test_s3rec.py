@@ -129,6 +129,9 @@ def test_all_training_events_have_a_place_and_no_other(log: Log) -> None:
     assert 20 not in {item for of in found for item in of}
     with_targets = [(row, column) for row, columns in histories_in(history.segment_RL) for column in columns]
     assert len(with_targets) > len(targets.item_T) - 5
+    ends = [(row, columns[-1]) for row, columns in histories_in(history.segment_RL)]
+    is_hidden_RL, hidden = drawn(history, targets, 1e-9)
+    assert is_hidden_RL.nonzero().tolist() == [list(end) for end in ends], "the last event of each, always"
     is_hidden_RL, hidden = drawn(history, targets, 0.999999)
     assert torch.equal(history.item_RL.flatten()[hidden.position_T], hidden.item_T)
     assert not is_hidden_RL[history.segment_RL == 0].any()

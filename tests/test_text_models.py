@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_logs import Log, preferences, random_log, random_model, settings_of
-from slow_parts import Vector, Weights, each_target, linear, slow_history_encoder, softmax, unit, weights_of
+from slow_parts import Vector, Weights, each_target, linear, norm, slow_history_encoder, softmax, unit, weights_of
 
 from reeltalk.data.histories import training_windows
 from reeltalk.models import build
@@ -28,7 +28,7 @@ def log() -> Log:
 
 
 def slow_fdsa(model: Recommender, log: Log, items: list[int]) -> tuple[Vector, Callable[[int], Vector]]:
-    """Both self-attention networks, concatenated, through the fully connected layer; item vectors are ID embeddings."""
+    """Both self-attention networks, joined by the fully connected layer, normalised; item vectors are ID embeddings."""
     w = weights_of(model)
     by_id = [w["item_embedding.weight"][item] for item in items]
     features = [linear(w, "feature_map", log.titles[item]) for item in items]
@@ -36,7 +36,8 @@ def slow_fdsa(model: Recommender, log: Log, items: list[int]) -> tuple[Vector, C
         slow_history_encoder(w, "item_encoder", by_id, HEADS),
         slow_history_encoder(w, "feature_encoder", features, HEADS),
     ]
-    return linear(w, "merge", np.concatenate(both)), lambda item: w["item_embedding.weight"][item]
+    joined = norm(w, "output_norm", linear(w, "merge", np.concatenate(both)))
+    return joined, lambda item: w["item_embedding.weight"][item]
 
 
 def slow_adaptor(w: Weights, x: Vector) -> Vector:
@@ -122,10 +123,11 @@ def test_gates_are_noisy_in_training_only() -> None:
     torch.testing.assert_close(noisy_MD.std(0), expected_MD.std(0), atol=0.1, rtol=0.05)
 
 
-def test_a_fixed_transformer_is_not_trained(log: Log) -> None:
+@pytest.mark.parametrize("name", ["unisrec", "vqrec"])
+def test_a_fixed_transformer_is_not_trained(log: Log, name: str) -> None:
     titles = torch.from_numpy(log.titles)
-    settings = settings_of("unisrec", train_encoder=False)
-    model = build("unisrec", "item", settings, titles=titles, history_length=LENGTH, seed=0)
+    settings = settings_of(name, train_encoder=False)
+    model = build(name, "item", settings, titles=titles, history_length=LENGTH, seed=0)
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert fixed == {
         name for name, _ in model.named_parameters() if name.startswith(("history_encoder.enc", "history_encoder.pos"))

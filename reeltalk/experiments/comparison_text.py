@@ -8,7 +8,7 @@ from reeltalk.experiments.flows import shown
 from reeltalk.experiments.show import Grid, grid_markdown
 from reeltalk.experiments.standings import Chosen, Kind, Spread, Standings, Table
 
-AGAINST: tuple[Kind, ...] = ("baseline", "floor")  # what ours are held against, each kind for itself
+AGAINST: tuple[Kind, ...] = ("baseline", "floor", "ours")  # what ours are held against, each kind for itself
 Gain = tuple[str, str, str]  # how much, over what, how sure
 
 
@@ -51,10 +51,11 @@ def told(found: Standings) -> str:
     return (
         f"Means over seeds {', '.join(map(str, found.seeds))} on test, ± half of the {found.confidence:.0%} t interval "
         "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
-        "are over the best baseline and over the best floor in that metric; p is of a paired t-test on per-user values "
-        "averaged over seeds, Holm-corrected over all baselines and floors. Seconds are as trained, "
-        f"{found.jobs} at a time; start is alignment or pre-training. A request (the ten best for a user) is timed "
-        "after all training, one model after the other."
+        "are over the best baseline, the best floor and the best of ours named later, in that metric; p is of a paired "
+        "t-test on per-user values averaged over seeds, Holm-corrected over all tests of the metric. It speaks of "
+        f"other users, the intervals of other seeds. Seconds are as trained, {found.jobs} at a time in the last call; "
+        "start is alignment or pre-training. A request (the ten best for a user) is timed after all training, one "
+        "model after the other."
     )
 
 
@@ -77,8 +78,9 @@ def figure(of: Spread) -> str:
 
 def gain(table: Table, ours: str, protocol: str, metric: str, *, kind: Kind) -> Gain | None:
     """What one of ours gains over the best of a kind, that system, and how sure it is; None where it is not tested."""
-    other = table.best(protocol, metric, kinds=(kind,))
-    test = None if other is None else table.tests.get(ours, {}).get(other, {}).get(protocol, {}).get(metric)
+    tests = table.tests.get(ours, {})
+    other = table.best(protocol, metric, among=[name for name in tests if table.standings[name].kind == kind])
+    test = None if other is None else tests[other].get(protocol, {}).get(metric)
     if other is None or test is None:
         return None
     much = f"{test.difference:+.4f}" if test.gain is None else f"{test.gain:+.1%}"

@@ -80,6 +80,13 @@ class SearchSettings(Section):
         {"train.learning_rate": PAPERS_RATES}, description="values for all systems, by fine-tuning setting"
     )
 
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if list(rungs) != sorted(set(rungs)):
+            raise ValueError("each rung is longer than the one before")
+        return rungs
+
 
 class ExperimentSettings(Section):
     """All of a comparison; a data set or system that is null is left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +61,14 @@ def _table(
             runs[line.system] = {cell.seed: read_run(Path(cell.folders[f"{task}-report"])) for cell in line.measured}
             kinds[line.system] = "ours" if line.system in experiment.ours else "baseline"
     some = next((run for of in runs.values() for run in of.values()), None)
+    ours = [name for name in experiment.ours if name in runs]
     others = [name for name, kind in kinds.items() if kind in ("floor", "baseline")]
+    pairs = [(name, other) for place, name in enumerate(ours) for other in (*others, *ours[place + 1 :])]
     return Table(
         targets=0 if some is None else len(some.values),
         users=0 if some is None else some.values["user_id"].n_unique(),
         standings={name: _standing(experiment, kinds[name], of) for name, of in runs.items()},
-        tests={
-            name: _tests(runs[name], {other: runs[other] for other in others})
-            for name in experiment.ours
-            if name in runs
-        },
+        tests=_tests(runs, pairs),
         chosen={line.system: chosen_of(line, milliseconds) for line in lines},
     )
 
@@ -125,21 +123,26 @@ def _parts(of: Sequence[Run]) -> dict[str, dict[str, Part]]:
     return found
 
 
-def _tests(ours: Mapping[int, Run], others: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[str, dict[str, Test]]]:
-    compared = {name: paired(ours, of, samples=0) for name, of in others.items()}
-    tests: dict[str, dict[str, dict[str, Test]]] = {name: {} for name in others}
-    for protocol, metric in _measured(compared):
-        of_metric = {name: of[protocol][metric] for name, of in compared.items() if metric in of.get(protocol, {})}
+def _tests(
+    runs: Mapping[str, Mapping[int, Run]], pairs: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, dict[str, dict[str, Test]]]]:
+    compared = {(name, other): paired(runs[name], runs[other], samples=0) for name, other in pairs}
+    tests: dict[str, dict[str, dict[str, dict[str, Test]]]] = {}
+    for name, other in pairs:
+        tests.setdefault(name, {})[other] = {}
+    for protocol, metric in _measured(compared.values()):
+        of_metric = {pair: of[protocol][metric] for pair, of in compared.items() if metric in of.get(protocol, {})}
         corrected = holm([of.p_ttest for of in of_metric.values()])
-        for (name, of), p_holm in zip(of_metric.items(), corrected, strict=True):
+        for ((name, other), of), p_holm in zip(of_metric.items(), corrected, strict=True):
             test = Test(of.difference, of.gain, of.p_ttest, p_holm)
-            tests[name].setdefault(protocol, {})[metric] = test
+            tests[name][other].setdefault(protocol, {})[metric] = test
     return tests
 
 
-def _measured(compared: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> Iterator[tuple[str, str]]:
-    pairs = ((protocol, metric) for of in compared.values() for protocol, found in of.items() for metric in found)
-    yield from dict.fromkeys(pairs)
+def _measured(compared: Iterable[Mapping[str, Mapping[str, Comparison]]]) -> Iterator[tuple[str, str]]:
+    yield from dict.fromkeys(
+        (protocol, metric) for of in compared for protocol, found in of.items() for metric in found
+    )
 
 
 def chosen_of(line: Line, milliseconds: Mapping[str, float]) -> Chosen:

@@ -11,7 +11,10 @@ from reeltalk.errors import ConfigError, all_problems, nearest
 from reeltalk.experiments.experiment import DataSection, ExperimentSettings
 from reeltalk.training.validation import METRIC
 
-OF_THE_SEARCH = ("name", "task", "train.seed", "train.max_epochs")
+OF_THE_SEARCH = (  # or what makes validation values comparable
+    *("name", "task", "train.seed", "train.max_epochs"),
+    *("train.monitor", "train.monitor_protocol", "train.max_validation_targets", "train.exclude_seen"),
+)
 
 
 def load_experiment(file: Path, *, overrides: Sequence[str] = ()) -> ExperimentSettings:

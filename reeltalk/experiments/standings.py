@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class Standing:
 class Test:
     """One of ours against another: per-user values averaged over seeds, p of the paired t-test.
 
-    p_holm: corrected for all tests of this metric, that is, of ours against every other system of the table.
+    p_holm: corrected for all tests of this metric in the table.
     """
 
     difference: float
@@ -80,7 +81,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything of one data set. tests: ours -> other -> protocol -> metric."""
+    """Everything of one data set. tests: ours -> other, of ours those named later -> protocol -> metric."""
 
     targets: int
     users: int
@@ -88,14 +89,12 @@ class Table:
     tests: dict[str, dict[str, dict[str, dict[str, Test]]]]
     chosen: dict[str, Chosen]
 
-    def best(
-        self, protocol: str, metric: str, *, kinds: tuple[Kind, ...] = ("floor", "baseline", "ours")
-    ) -> str | None:
-        """The best system of these kinds; the oracle is no system."""
+    def best(self, protocol: str, metric: str, *, among: Iterable[str] | None = None) -> str | None:
+        """The best of these systems, or of all; the oracle is no system."""
         reached = {
-            name: of.metrics[protocol][metric].mean
-            for name, of in self.standings.items()
-            if of.kind in kinds and protocol in of.metrics
+            name: self.standings[name].metrics[protocol][metric].mean
+            for name in (self.standings if among is None else among)
+            if self.standings[name].kind != "ceiling" and protocol in self.standings[name].metrics
         }
         return max(reached, key=lambda name: reached[name], default=None)
 

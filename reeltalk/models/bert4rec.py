@@ -6,8 +6,8 @@ Paper: Sun et al., BERT4Rec: Sequential Recommendation with Bidirectional Encode
 Differs from the paper: the hidden entry at the end is in every training step, not only in samples of its own, so each
     step also trains what ranking asks for; in `end_only_share` of the histories nothing else is hidden (the paper's
     samples that hide the last item alone). Hidden entries are redrawn each step, not drawn ten times beforehand. The
-    embeddings are normalised, and the layers are normalised after each block, as in the authors' code; their extra
-    normalisation in the output layer is left out, as in eq 7. Items compete that existed at the target's time.
+    embeddings are normalised, as is the output layer before its product with the items, and the layers after each
+    block, as in the authors' code. Items compete that existed at the target's time.
 Checked against: a slow loop over one history in float64 (tests/test_cloze.py).
 """
 
@@ -59,6 +59,7 @@ class BERT4Rec(Recommender):
             dropout=settings.dropout,
         )
         self.out = nn.Linear(settings.dim, settings.dim)
+        self.output_norm = nn.LayerNorm(settings.dim)
         initialise(self)
 
     def item_vectors(self) -> Tensor:
@@ -77,7 +78,7 @@ class BERT4Rec(Recommender):
     def _preferences(self, history: PackedHistory, is_hidden_RL: Tensor) -> tuple[Tensor, Tensor]:
         """Eq 7: after each entry whose next one is hidden, what stands there: preferences, which entries these are."""
         is_predicted_RL = is_next_hidden(history, is_hidden_RL)
-        x_RLD = F.gelu(self.out(self._encoded(history, is_hidden_RL)))
+        x_RLD = self.output_norm(F.gelu(self.out(self._encoded(history, is_hidden_RL))))
         x_RLD = F.pad(x_RLD, (0, 1), value=1.0)  # for b^O
         next_RLD = next_columns(history)[..., None].expand(-1, -1, x_RLD.shape[2])
         return x_RLD.gather(1, next_RLD) * is_predicted_RL[..., None], is_predicted_RL

@@ -6,7 +6,7 @@ Paper: Tang and Wang, Personalized Top-N Sequential Recommendation via Convoluti
     (eq 10): `item_preferences`, `item_vectors`.
 Differs from the paper: no user embedding P_u in eq 10, as users are open-ended here: one who was never trained on has a
     preference like any other. Horizontal filters have biases, as in public implementations. Exact softmax over all
-    items for the next one, in place of binary cross-entropy with sampled negatives for the next few.
+    items that existed, for the next one, in place of binary cross-entropy with sampled negatives for the next few.
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, W items of a window, D width, F filters, N items.
@@ -51,6 +51,10 @@ class Caser(Recommender):
         self.merge = nn.Linear(window * filters + settings.num_vertical * settings.dim, settings.dim)
         self.target_embedding = nn.Embedding(len(items.known_N), settings.dim)
         initialise(self)
+        for filters in (*self.horizontal, self.vertical):
+            assert isinstance(filters, nn.Linear)
+            filters.reset_parameters()  # scaled by what goes in, as in public code: far smaller, it learns late
+        nn.init.xavier_normal_(self.merge.weight)
         self.target_bias = nn.Parameter(torch.zeros(len(items.known_N)))
 
     def item_vectors(self) -> Tensor:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch, PackedHistory
+from reeltalk.losses import unit
 from reeltalk.models.attention import dropout
 from reeltalk.models.recommender import Items, Recommender, Step
 
@@ -72,13 +73,14 @@ class CommentRecommender(Recommender, ABC):
 
 
 class TextMap(nn.Linear):
-    """Text vectors through a linear layer, whatever type they are stored in.
+    """Text vectors, made unit vectors, through a linear layer, whatever type they are stored in.
 
-    Its weights start so large that an embedding is about as long as its text vector: preferences are dot products.
+    Its weights start so large that an embedding's length is about 1, whatever the encoder: preferences are dot
+    products, and scores that start far from each other take epochs to mend.
     """
 
     def forward(self, text_UE: Tensor) -> Tensor:
-        return super().forward(text_UE.to(self.weight.dtype))
+        return super().forward(unit(text_UE.to(self.weight.dtype)))
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.out_features**-0.5)

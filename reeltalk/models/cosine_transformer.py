@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from reeltalk.data.batch import Batch, PackedHistory
@@ -18,15 +19,28 @@ from reeltalk.models.attention import HistoryEncoder, TransformerSettings
 from reeltalk.models.recommender import Recommender, Step
 
 
+class CosineTransformerSettings(TransformerSettings):
+    """Sizes and switches of both models; defaults are their authors'."""
+
+    dim: int = Field(300, gt=0)
+    temperature: float = Field(0.07, gt=0)
+    train_encoder: bool = Field(
+        True, description="off: transformer and positions stay as they were pre-trained, as in the paper"
+    )
+
+
 class CosineTransformer(Recommender):
     """A model's `__init__` sets its own parts and calls `initialise` after this one's."""
 
     has_start = False
 
-    def __init__(self, settings: TransformerSettings, *, temperature: float, history_length: int) -> None:
+    def __init__(self, settings: CosineTransformerSettings, *, history_length: int) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = settings.temperature
         self.history_encoder = HistoryEncoder(settings, history_length=history_length)
+        if not settings.train_encoder:
+            self.history_encoder.positions.requires_grad_(False)
+            self.history_encoder.encoder.requires_grad_(False)
 
     @abstractmethod
     def embeddings(self, item_M: Tensor | None = None) -> Tensor:

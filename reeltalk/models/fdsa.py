@@ -5,9 +5,9 @@ Paper: Zhang et al., Feature-level Deeper Self-Attention Network for Sequential 
     fully connected layer over both `merge`; prediction by the item embeddings `item_vectors`.
 Differs from the paper: an item's feature is its title's text vector through a linear map, where the paper has category,
     brand and words. With one feature the vanilla attention over features is the feature itself (a softmax over one is
-    one), so it has no weights here. Exact softmax over all items in place of one sampled negative with binary
-    cross-entropy, normalised after each block, GELU, as SASRec here; dropout as in RecBole, no further normalisation of
-    the joined vector, which RecBole adds.
+    one), so it has no weights here. Exact softmax over all items that existed in place of one sampled negative with
+    binary cross-entropy, normalised after each block, GELU, as SASRec here; the joined vector is normalised and dropped
+    out, as in RecBole. Each transformer has positions and an input normalisation of its own.
 Checked against: a slow loop over one history in float64 (tests/test_text_models.py).
 
 Shapes: R rows, L positions, D width, E text width, N items.
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch
-from reeltalk.models.attention import HistoryEncoder, TransformerSettings
+from reeltalk.models.attention import HistoryEncoder, TransformerSettings, dropout
 from reeltalk.models.recommender import Items, Recommender, initialise
 from reeltalk.precision import as_factor
 
@@ -44,6 +44,8 @@ class FDSA(Recommender):
         self.item_encoder = HistoryEncoder(settings, history_length=history_length)
         self.feature_encoder = HistoryEncoder(settings, history_length=history_length)
         self.merge = nn.Linear(2 * settings.dim, settings.dim)
+        self.output_norm = nn.LayerNorm(settings.dim)
+        self.dropout = settings.dropout
         initialise(self)
 
     def item_vectors(self) -> Tensor:
@@ -54,5 +56,5 @@ class FDSA(Recommender):
         title_RLE = F.embedding(history.item_RL, self.title_vectors_NE)
         feature_RLD = self.feature_map(as_factor(title_RLE, self.feature_map.weight))
         item_RLD = self.item_encoder(self.item_embedding(history.item_RL), history)
-        preference_RLD: Tensor = self.merge(torch.cat([item_RLD, self.feature_encoder(feature_RLD, history)], dim=-1))
-        return preference_RLD
+        joined_RLD = self.merge(torch.cat([item_RLD, self.feature_encoder(feature_RLD, history)], dim=-1))
+        return dropout(self.output_norm(joined_RLD), self.dropout, training=self.training)

@@ -5,8 +5,8 @@ Paper: Hidasi et al., Session-based Recommendations with Recurrent Neural Networ
     `item_vectors`.
 Differs from the paper: as commonly trained today (RecBole's defaults), with item embeddings in place of one-hot input,
     which also are the output layer after a linear map to their width, and dropout on them; exact softmax over all items
-    in place of TOP1 or BPR against the batch; whole histories in place of sessions in parallel, each from a zero state.
-    torch's unit resets U h instead of h: tanh(W x + r * (U h)).
+    that existed in place of TOP1 or BPR against the batch; whole histories in place of sessions in parallel, each from
+    a zero state. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 """
 
@@ -44,6 +44,7 @@ class GRU4Rec(Recommender):
         self.gru = nn.GRU(settings.dim, settings.hidden_dim, settings.num_layers, bias=False)
         self.out = nn.Linear(settings.hidden_dim, settings.dim)
         initialise(self)
+        self.out.reset_parameters()
 
     def item_vectors(self) -> Tensor:
         return self.item_embedding.weight

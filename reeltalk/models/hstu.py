@@ -3,7 +3,8 @@
 Paper: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
     Recommendations (ICML 2024), arXiv 2402.17152. Pointwise projection, spatial aggregation and pointwise
     transformation (eq 1, 2, 3): `HSTULayer.forward`; rab^{p,t}: `time_buckets`, `HSTULayer.bias`.
-Differs from the paper: items alone, without actions between them; exact softmax over all items, not sampled ones. What
+Differs from the paper: items alone, without actions between them; exact softmax over all items that existed, not
+    sampled ones. What
     the paper leaves open is as in its public code: a layer's input is normalised, the sum of eq 2 is divided by the
     greatest length of a history, times count back from the next target's, input and output are as `item_preferences`
     has them. A request without a time of its own (`NOW`) is taken to follow the last event at once.
@@ -56,6 +57,7 @@ class HSTU(Recommender):
             HSTULayer(settings, history_length=history_length) for _ in range(settings.num_layers)
         )
         initialise(self)
+        nn.init.normal_(self.position_embedding.weight, std=settings.dim**-0.5)
         for layer in self.layers:
             assert isinstance(layer, HSTULayer)
             nn.init.xavier_uniform_(layer.out.weight)

@@ -7,7 +7,9 @@ Paper: Yang et al., Multi-Behavior Hypergraph-Enhanced Transformer for Sequentia
 Differs from the paper: the behaviours are item events, which are also the target behaviour, and comment records, which
     are context and never predicted. A record that tells of a hidden item is hidden too, as at ranking time none is
     there that tells of the item to come. Hidden entries are no vertices of the hypergraph. The fusion of scales starts
-    as the identity of the low-rank part, and padding is left out of every sum. Items compete that existed at the time.
+    as the identity of the low-rank part, and padding is left out of every sum. Coarser scales are means of neighbours,
+    each with an attention of its own; the convolutions have no weights and no dropout of their own, nor the sums of the
+    low-rank attention biases, which the authors' code has. Items compete that existed at the time.
 Checked against: a slow loop over one user in float64 (tests/test_mbht.py).
 
 Shapes: R rows and L positions of the packed item history, B users, S positions of the merged sequence, C rank,
@@ -32,7 +34,7 @@ BEHAVIOURS = 3  # hidden, item event, comment record
 
 
 class MBHTSettings(BaseModel):
-    """Sizes of MBHT; defaults as in its authors' settings, neighbours as for Retail, scales for shorter histories."""
+    """Sizes of MBHT; defaults as in its authors' settings for Retail."""
 
     model_config = ConfigDict(extra="forbid")
 

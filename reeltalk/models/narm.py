@@ -55,6 +55,8 @@ class NARM(Recommender):
         self.weight = nn.Linear(hidden, 1, bias=False)  # v
         self.decoder = nn.Linear(2 * hidden, settings.dim, bias=False)  # B
         initialise(self)
+        for linear in (self.query, self.key, self.weight, self.decoder):
+            nn.init.xavier_normal_(linear.weight)
 
     def item_vectors(self) -> Tensor:
         return self.item_embedding.weight

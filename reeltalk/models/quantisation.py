@@ -50,6 +50,8 @@ class ProductQuantiser:
             told_NE = _looked_up(code_MN, centroid_MKS)
             left, _, right = torch.linalg.svd(x_NE.T @ told_NE)
             rotation_EE = left @ right
+        part_MNS = _parts(x_NE @ rotation_EE, num_codebooks)
+        centroid_MKS = _means(part_MNS, _nearest(part_MNS, centroid_MKS), centroid_MKS)
         return cls(mean_E, rotation_EE, centroid_MKS)
 
     def codes(self, vectors_NE: Tensor) -> Tensor:

@@ -83,9 +83,10 @@ class Recommender(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT, RecBole and LSVCR's reference start from.
+    """Normal(0, 0.02) for matrices, zeros and ones elsewhere: what BERT and LSVCR's reference start from.
 
-    Recurrent layers start uniform, scaled by their width (Xavier), as in RecBole: small weights would let a state fade.
+    Recurrent layers start uniform, scaled by their width (Xavier), as RecBole's GRU4Rec: small weights would let a
+    state fade. A model whose public code starts otherwise draws its own weights after.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):

@@ -19,25 +19,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from reeltalk.models.attention import TransformerSettings, dropout
-from reeltalk.models.cosine_transformer import CosineTransformer
+from reeltalk.models.attention import dropout
+from reeltalk.models.cosine_transformer import CosineTransformer, CosineTransformerSettings
 from reeltalk.models.recommender import Items, initialise
 from reeltalk.precision import as_factor
 
 NOISE_FLOOR = 1e-2  # of the gates' deviation, as in the authors' program
 
 
-class UniSRecSettings(TransformerSettings):
+class UniSRecSettings(CosineTransformerSettings):
     """Sizes and switches of UniSRec; defaults are its authors'."""
 
-    dim: int = Field(300, gt=0)
     num_experts: int = Field(8, gt=0)
     adaptor_dropout: float = Field(0.2, ge=0, lt=1)
-    temperature: float = Field(0.07, gt=0)
     use_item_ids: bool = Field(True, description="off: text alone speaks for an item (the paper's inductive setting)")
-    train_encoder: bool = Field(
-        True, description="off: transformer and positions stay as they were pre-trained, as in the paper"
-    )
 
 
 class Adaptor(nn.Module):
@@ -73,7 +68,7 @@ class UniSRec(CosineTransformer):
     known_N1: Tensor
 
     def __init__(self, settings: UniSRecSettings, items: Items, *, history_length: int) -> None:
-        super().__init__(settings, temperature=settings.temperature, history_length=history_length)
+        super().__init__(settings, history_length=history_length)
         self.use_item_ids = settings.use_item_ids
         num_rows, width = items.title_vectors_NE.shape
         self.register_buffer("title_vectors_NE", items.title_vectors_NE, persistent=False)
@@ -82,9 +77,6 @@ class UniSRec(CosineTransformer):
             self.register_buffer("known_N1", items.known_N[:, None].float(), persistent=False)
         self.adaptor = Adaptor(width, settings.dim, num_experts=settings.num_experts, dropout=settings.adaptor_dropout)
         initialise(self)
-        if not settings.train_encoder:
-            self.history_encoder.positions.requires_grad_(False)
-            self.history_encoder.encoder.requires_grad_(False)
 
     def embeddings(self, item_M: Tensor | None = None) -> Tensor:
         title_ME = self.title_vectors_NE if item_M is None else self.title_vectors_NE[item_M]

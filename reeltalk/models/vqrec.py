@@ -6,6 +6,7 @@ Paper: Hou et al., Learning Vector-Quantized Item Representation for Transferabl
     pre-trained for is in `reeltalk.pretraining`.
 Differs from the paper: codes of another dataset are not matched to those of the pre-trained one (its permutation of
     codes), so a pre-trained model starts models of its own dataset. The quantiser is written here and not FAISS's.
+    Fine-tuning trains the transformer too unless `train_encoder` is off, as it is in the authors' runs.
 Checked against: a slow loop over one history in float64 (tests/test_text_models.py).
 
 Shapes: D width, N items, M codebooks (an item's codes) or, in `embeddings`, some items, P rows of codes.
@@ -18,19 +19,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from reeltalk.models.attention import TransformerSettings
-from reeltalk.models.cosine_transformer import CosineTransformer
+from reeltalk.models.cosine_transformer import CosineTransformer, CosineTransformerSettings
 from reeltalk.models.quantisation import ProductQuantiser
 from reeltalk.models.recommender import Items, initialise
 
 
-class VQRecSettings(TransformerSettings):
-    """Sizes of VQ-Rec; defaults are its authors'."""
+class VQRecSettings(CosineTransformerSettings):
+    """Sizes and switches of VQ-Rec; defaults are its authors'."""
 
-    dim: int = Field(300, gt=0)
     num_codebooks: int = Field(32, gt=0, description="codes of an item")
     num_codes: int = Field(256, gt=0, description="of a codebook")
-    temperature: float = Field(0.07, gt=0)
 
 
 class VQRec(CosineTransformer):
@@ -42,7 +40,7 @@ class VQRec(CosineTransformer):
     code_NM: Tensor
 
     def __init__(self, settings: VQRecSettings, items: Items, *, history_length: int) -> None:
-        super().__init__(settings, temperature=settings.temperature, history_length=history_length)
+        super().__init__(settings, history_length=history_length)
         self.num_codes = settings.num_codes
         self.register_buffer("code_NM", torch.zeros(len(items.known_N), settings.num_codebooks, dtype=torch.int32))
         self.code_embedding = nn.Embedding(settings.num_codebooks * settings.num_codes, settings.dim)

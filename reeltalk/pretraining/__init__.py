@@ -52,7 +52,13 @@ PRETRAINING: dict[str, Pretraining] = {
         of_text_alone=True,
         trains=("train_encoder",),
     ),
-    "vqrec": Pretraining(VQRecPretraining, vqrec_objective, sizes=(*_TRANSFORMER, "num_codebooks", "num_codes")),
+    "vqrec": Pretraining(
+        VQRecPretraining,
+        vqrec_objective,
+        sizes=(*_TRANSFORMER, "num_codebooks", "num_codes"),
+        fixed={"train_encoder": True},
+        trains=("train_encoder",),
+    ),
 }
 
 

@@ -7,7 +7,8 @@ Differs from the paper: an item's one attribute is its title, as a text vector a
     no classes to be told one by one, so AAP and MAP are the paper's InfoNCE, a title among the distinct titles of the
     batch, and not its code's binary cross-entropy over all attributes; items without a title have no part in them.
     Scores go into the softmax without the sigmoid, within whose bounds no choice among many can be sure. Negatives are
-    all others of the batch that existed then, in place of one that is drawn; segments of the same items are none. AAP
+    all others of the batch (of MIP and MAP those that existed then) in place of one that is drawn; segments of the same
+    items are none. The last event of a history is always hidden, as in the authors' code. AAP
     takes each item of a batch once. Losses are means, then weighted; in the authors' code they are sums. Every training
     event of a user is in one window or two; their code takes every prefix of a history as another one.
 Checked against: loops in float64 (tests/test_s3rec.py).
@@ -38,7 +39,7 @@ class S3RecPretraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hidden_share: float = Field(0.2, gt=0, lt=1, description="of the events, how many a step hides")
+    hidden_share: float = Field(0.2, gt=0, lt=1, description="of the events before the last, how many a step hides")
     item_attribute: float = Field(0.2, ge=0, description="AAP: the attribute of an item")
     history_item: float = Field(1.0, ge=0, description="MIP: a hidden item, from both sides of it")
     history_attribute: float = Field(1.0, ge=0, description="MAP: the attribute of a hidden item")
@@ -127,12 +128,14 @@ def s3rec_objective(model: S3RecInPretraining, batch: Batch, targets: ItemTarget
         is_hidden_RL, hidden = drawn(history, targets, settings.hidden_share)
         x_TD = F.embedding(hidden.position_T, model.encoded(history, is_hidden_RL).flatten(0, 1))
         item_T = hidden.item_T
-        terms["history_item"] = items.loss(model.history_to_item(x_TD), item_T, hidden)
-        terms["history_attribute"] = titles.loss(model.history_to_attribute(x_TD), model.title_N[item_T], hidden)
+        if settings.history_item:
+            terms["history_item"] = items.loss(model.history_to_item(x_TD), item_T, hidden)
+        if settings.history_attribute:
+            terms["history_attribute"] = titles.loss(model.history_to_attribute(x_TD), model.title_N[item_T], hidden)
     if settings.history_segment:
         terms["history_segment"] = segment_loss(model, history)
     weights = settings.model_dump()
-    return {name: (weights[name] * total, count) for name, (total, count) in terms.items() if weights[name]}
+    return {name: (weights[name] * total, count) for name, (total, count) in terms.items()}
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,13 @@ class Choices:
 
 
 def drawn(history: PackedHistory, targets: ItemTargets, share: float) -> tuple[Tensor, ItemTargets]:
-    """The events that a step hides, each on its own with this chance, [R, L]; those of them to be predicted."""
+    """The events that a step hides, [R, L]: each on its own with this chance, the last of a history always.
+
+    And those of them to be predicted.
+    """
     is_there_T = history.segment_RL.flatten()[targets.position_T] > 0
-    is_hidden_T = (torch.rand(is_there_T.shape, device=is_there_T.device) < share) & is_there_T
+    is_end_T = is_end(history).flatten()[targets.position_T]
+    is_hidden_T = ((torch.rand(is_there_T.shape, device=is_there_T.device) < share) | is_end_T) & is_there_T
     is_hidden_RL = torch.zeros_like(history.item_RL, dtype=torch.bool)
     is_hidden_RL.view(-1)[targets.position_T] = is_hidden_T
     is_predicted_T = is_hidden_T & (targets.item_T > targets.first_T)
