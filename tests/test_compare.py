@@ -418,6 +418,11 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_each_rung_is_longer(first: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.rungs=.*each rung is longer than the one before"):
+        load_experiment(write_experiment(tmp_path / "e.yaml", first), overrides=["search.rungs=[6, 2]"])
+
+
 @pytest.mark.parametrize("arguments", [["a"], ["a", "b", "c"], ["a", "b", "--out", "o"], [".", "--out", "o"]])
 def test_compare_takes_two_reports_or_one_file(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, ["compare", *arguments])
