@@ -188,7 +188,7 @@ def test_the_attribute_of_an_item(log: Log, model: S3RecInPretraining) -> None:
 @pytest.mark.parametrize("outdated", [0, 4])
 @pytest.mark.parametrize("loss", ["history_item", "history_attribute"])
 def test_what_is_hidden(log: Log, model: S3RecInPretraining, loss: str, outdated: int) -> None:
-    """MIP and MAP: a hidden item, or its title, among those of the batch that existed then and were not outdated."""
+    """MIP and MAP: a hidden item among all, or its title among those of the batch, that existed then, not outdated."""
     _, batch, targets = example(log)
     targets = replace(targets, first_T=torch.full_like(targets.first_T, outdated))
     total, count = seeded(model, batch, targets, loss)
@@ -199,7 +199,7 @@ def test_what_is_hidden(log: Log, model: S3RecInPretraining, loss: str, outdated
     there = sorted(set(history.item_RL[history.segment_RL > 0].tolist()))
     if loss == "history_item":
         number = {item: item for item in there}
-        vectors = {item: w["recommender.item_embedding.weight"][item] for item in there}
+        vectors = dict(enumerate(w["recommender.item_embedding.weight"]))
     else:
         number = {item: first_N[item] for item in there}
         vectors = {number[item]: linear(w, "attribute", log.titles[item]) for item in there if number[item]}

@@ -7,10 +7,11 @@ Differs from the paper: an item's one attribute is its title, as a text vector a
     no classes to be told one by one, so AAP and MAP are the paper's InfoNCE, a title among the distinct titles of the
     batch, and not its code's binary cross-entropy over all attributes; items without a title have no part in them.
     Scores go into the softmax without the sigmoid, within whose bounds no choice among many can be sure. Negatives are
-    all others of the batch (of MIP and MAP those that existed then) in place of one that is drawn; segments of the same
-    items are none. The last event of a history is always hidden, as in the authors' code. AAP
-    takes each item of a batch once. Losses are means, then weighted; in the authors' code they are sums. Every training
-    event of a user is in one window or two; their code takes every prefix of a history as another one.
+    all others in place of one that is drawn: of MIP all items that existed then, of the rest those of the batch (of MAP
+    those that existed then); segments of the same items are none. The last event of a history is always hidden, as in
+    the authors' code. AAP takes each item of a batch once. Losses are means, then weighted; in the authors' code they are
+    sums. Every training event of a user is in one window or two; their code takes every prefix of a history as another
+    one.
 Checked against: loops in float64 (tests/test_s3rec.py).
 
 Shapes: R rows, L positions, B histories, T targets, U distinct items of the batch, V distinct titles, D width, N items,
@@ -118,12 +119,13 @@ def s3rec_objective(model: S3RecInPretraining, batch: Batch, targets: ItemTarget
     """A term a loss, each with its weight. Events are hidden at random; those that are outdated are not predicted."""
     history = model.whole(batch.items, targets)
     item_U = history.item_RL[history.segment_RL > 0].unique()  # type: ignore[no-untyped-call]
-    items = Choices(item_U, model.item_vectors()[item_U])
+    item_ND = model.item_vectors()
+    items = Choices(torch.arange(len(item_ND), device=item_ND.device), item_ND)  # targets leave out row 0
     title_V = model.title_N[item_U].unique()  # type: ignore[no-untyped-call]
     titles = Choices(title_V[title_V > 0], model.attributes(title_V[title_V > 0]))
     terms: Terms = {}
     if settings.item_attribute:
-        terms["item_attribute"] = titles.loss(model.item_to_attribute(items.vector_VD), model.title_N[item_U])
+        terms["item_attribute"] = titles.loss(model.item_to_attribute(item_ND[item_U]), model.title_N[item_U])
     if settings.history_item or settings.history_attribute:
         is_hidden_RL, hidden = drawn(history, targets, settings.hidden_share)
         x_TD = F.embedding(hidden.position_T, model.encoded(history, is_hidden_RL).flatten(0, 1))
