@@ -9,7 +9,7 @@ Differs from the paper: an item's one attribute is its title, as a text vector a
     Scores go into the softmax without the sigmoid, within whose bounds no choice among many can be sure. Negatives are
     all others in place of one that is drawn: of MIP all items that existed then, of the rest those of the batch (of MAP
     those that existed then); segments of the same items are none. The last event of a history is always hidden, as in
-    the authors' code. AAP takes each item of a batch once. Losses are means, then weighted; in the authors' code they are
+    the authors' code. AAP takes each item of a batch once. Losses are means, then weighted; in their code they are
     sums. Every training event of a user is in one window or two; their code takes every prefix of a history as another
     one.
 Checked against: loops in float64 (tests/test_s3rec.py).
