@@ -176,6 +176,7 @@ SMALL: dict[str, object] = {
     "inner_dim": 16,
     "hidden_dim": 12,
     "text_dim": 10,
+    "use_recency": True,
     "num_layers": 2,
     "num_heads": 2,
     "input_dropout": 0.0,

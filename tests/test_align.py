@@ -379,6 +379,8 @@ def test_what_does_not_belong_together_is_refused(
         small_settings(llms["qwen3"], train={"shard_llm": True})
     with pytest.raises(ValueError, match="leave use_item_ids off"):
         small_settings(llms["qwen3"], model=SMALL_MODEL | {"use_item_ids": True})
+    with pytest.raises(ValueError, match="leave use_recency off"):
+        small_settings(llms["qwen3"], model=SMALL_MODEL | {"use_recency": True})
     with pytest.raises(ValueError, match="does not fit num_positions=12"):
         small_settings(llms["qwen3"], data={"history_length": 13, "num_positions": 12})
     with pytest.raises(ValueError, match="the warm start learns by"):

@@ -135,7 +135,7 @@ def some_log() -> Log:
 
 @pytest.fixture(scope="module")
 def model(some_log: Log) -> LSVCR:
-    return cast(LSVCR, random_model("lsvcr", "item", some_log, length=10, use_item_ids=False))
+    return cast(LSVCR, random_model("lsvcr", "item", some_log, length=10, use_item_ids=False, use_recency=False))
 
 
 def text_vectors(log: Log, texts: list[str]) -> Tensor:
@@ -392,7 +392,7 @@ def test_the_objective_can_be_learnt(learnt: tuple[str, ...], some_log: Log) -> 
     """From fresh weights and an s~ that is free to move, every part falls from above chance to nearly nothing."""
     told = stream_of(some_log, history=0.0).batch(0, batch_size=24)
     batch, text_UE = AlignmentBatch.of(told), text_vectors(some_log, told.texts)
-    settings = settings_of("lsvcr", dim=32, inner_dim=64, text_dim=32, use_item_ids=False)
+    settings = settings_of("lsvcr", dim=32, inner_dim=64, text_dim=32, use_item_ids=False, use_recency=False)
     model = build("lsvcr", "item", settings, titles=text_UE, history_length=10, seed=0).double()
     supplemental_TD = random_vectors(24, 32).requires_grad_()
     optimizer = torch.optim.Adam([*model.parameters(), supplemental_TD], lr=0.01)
@@ -414,7 +414,7 @@ def test_the_objective_can_be_learnt(learnt: tuple[str, ...], some_log: Log) -> 
 def rank_result(rank: int, num_ranks: int) -> dict[str, Tensor]:
     """Loss and gradients of one process's share of a batch of 24."""
     drawn = random_log(8, num_users=14, max_items=9, max_records=7, dtype=np.float64)
-    model = cast(LSVCR, random_model("lsvcr", "item", drawn, length=10, use_item_ids=False))
+    model = cast(LSVCR, random_model("lsvcr", "item", drawn, length=10, use_item_ids=False, use_recency=False))
     stream = stream_of(drawn, history=1.0, entry=0.5, num_negatives=2)
     told = stream.batch(1, batch_size=24 // num_ranks, rank=rank, num_ranks=num_ranks)
     text_UE = text_vectors(drawn, told.texts)

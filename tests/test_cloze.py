@@ -95,7 +95,9 @@ def test_what_is_predicted_does_not_show(name: str) -> None:
     shown = replace(
         batch, items=replace(batch.items, item_RL=batch.items.item_RL.where(hidden_RL | ~is_event_RL, others_RL))
     )
-    assert (seeded_step(model, shown).preferences - step.preferences).abs().max() > 0.001
+    assert (seeded_step(model, shown).preferences - step.preferences).abs().max() > (
+        0.001 if name == "bert4rec" else 0.01
+    )
 
 
 @cloze_models

@@ -34,7 +34,7 @@ from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import do
-from reeltalk.experiments.loading import load_experiment
+from reeltalk.experiments.loading import OF_THE_SEARCH, load_experiment
 from reeltalk.experiments.schedule import run_flows
 from reeltalk.experiments.search import trials_of
 from reeltalk.experiments.workers import Here
@@ -345,39 +345,55 @@ def test_systems_share_a_pretraining_and_its_seconds_are_told(first: dict[str, s
         load_experiment(write_experiment(tmp_path / "e.yaml", first, systems=systems, **sections))
 
 
-def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_comparison(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Any:
+    """A comparison of comment systems, one seed, whose jobs run here."""
     monkeypatch.setattr(comparison, "Workers", Inline)
     monkeypatch.setattr(jobs, "REQUESTS", 5)
     file = write_experiment(
         tmp_path / "e.yaml",
         first,
         task="comment",
-        ours=["lsvcr", "small", "gone"],
-        systems={name: {"model": "lsvcr", "finetune": {"model": MODEL}} for name in ("lsvcr", "small")}
-        | {
-            "mha": {"finetune": {"model": {"dim": 16}}},
-            "gone": {"finetune": {"train": {"monitor": "hit"}}, "model": "lsvcr"},
-        },
         seeds=[3],
         search={"grid": {"train.learning_rate": [0.01]}},
         finetune={"train": {"max_epochs": 1, "batch_size": 16}},
+        **sections,
     )
-    found = comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
+    return comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
+
+
+def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems = {"lsvcr": {"finetune": {"model": MODEL}}}
+    found = small_comparison(first, tmp_path, monkeypatch, systems=systems)
     table = found.data["first"]
-    assert not found.is_whole, "gone is"
+    assert found.is_whole
     assert {"hot_comments", "text_similarity"} <= set(table.standings)
-    others = set(table.standings) - {"lsvcr", "small"}
-    assert {name: set(of) for name, of in table.tests.items()} == {"lsvcr": others | {"small"}, "small": others}
-    pairs = [of["sampled"]["mrr"] for tests in table.tests.values() for of in tests.values()]
-    assert [of.p_holm for of in pairs] == pytest.approx(holm([of.p for of in pairs]), nan_ok=True), "all at once"
-    assert "| lsvcr | mrr | +0.0% | small |" in markdown(found)
-    assert page(found).count("<td>lsvcr against the best other of ours</td>") == 1
-    assert page(found).count("<td>small against") == 2, "the best baseline and the best floor"
     milliseconds = table.chosen["lsvcr"].cost.request_ms
     assert milliseconds is not None
     assert milliseconds > 0
     assert table.standings["lsvcr"].metrics["sampled"]["mrr"].low is None, "one seed has no interval"
     assert page(found).count("<svg") == 5
+
+
+def test_ours_are_tested_against_each_other_and_all_is_corrected_at_once(
+    first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems = {
+        "lsvcr": {"finetune": {"model": MODEL}},
+        "small": {"model": "lsvcr", "finetune": {"model": MODEL | {"dim": 8}}},
+        "mha": {"finetune": {"model": {"dim": 16}}},
+        "gone": {"model": "lsvcr", "finetune": {"train": {"monitor": "hit"}}},
+    }
+    found = small_comparison(first, tmp_path, monkeypatch, systems=systems, ours=["lsvcr", "small", "gone"])
+    table = found.data["first"]
+    assert not found.is_whole, "gone is"
+    others = set(table.standings) - {"lsvcr", "small"}
+    assert {name: set(of) for name, of in table.tests.items()} == {"lsvcr": others | {"small"}, "small": others}
+    pairs = [of["sampled"]["mrr"] for tests in table.tests.values() for of in tests.values()]
+    assert [of.p_holm for of in pairs] == pytest.approx(holm([of.p for of in pairs]))
+    mrr = {name: of.metrics["sampled"]["mrr"].mean for name, of in table.standings.items()}
+    assert f"| lsvcr | mrr | {mrr['lsvcr'] / mrr['small'] - 1:+.1%} | small |" in markdown(found)
+    assert page(found).count("<td>lsvcr against the best of ours named later</td>") == 1
+    assert page(found).count("<td>small against") == 2, "the best baseline and the best floor"
 
 
 def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
@@ -391,7 +407,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
             "third": {"source": "threads"},
         },
         systems={
-            "lsvcr": {"grid": {"model.dropuot": [0.1], "train.seed": [1], "train.monitor": ["mrr"]}},
+            "lsvcr": {"grid": {"model.dropuot": [0.1], **{name: [1] for name in OF_THE_SEARCH}}},
             "sasrce": {},
             "ids": {"model": "sasrec", "grid": {"model.dropout": [0.1, 1.5]}, "finetune": {"trian": {}}},
         },
@@ -405,8 +421,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
         f"data.first.dataset='{tmp_path / 'nowhere'}' is not there",
         "source 'sequencs' is unknown; did you mean 'sequences'?",
         "data.third.raw is missing",
-        "lsvcr: grid names train.seed",
-        "lsvcr: grid names train.monitor",
+        *(f"lsvcr: grid names {name}, which is not for the grid" for name in OF_THE_SEARCH),
         "lsvcr on first, second, third: model.dropuot is unknown; did you mean 'dropout'?",
         "sasrce on first, second, third: model 'sasrce' is unknown; did you mean 'sasrec'?",
         "ids on first, second, third: trian is unknown; did you mean 'train'?",
@@ -419,7 +434,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_each_rung_is_longer(first: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.rungs=.*each rung is longer than the one before"):
+    with pytest.raises(ConfigError, match=r"search\.rungs=.*give each rung longer than the one before"):
         load_experiment(write_experiment(tmp_path / "e.yaml", first), overrides=["search.rungs=[6, 2]"])
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from random_logs import ItemEvent, Log, packed_batch, preferences, random_log, random_model
 
 from reeltalk.data.histories import NOW, request_windows, training_windows
+from reeltalk.models import MODELS, build
 from reeltalk.models.hstu import HSTU, time_buckets
 from reeltalk.models.narm import additive_scores
 
@@ -239,3 +240,24 @@ def test_a_request_without_a_time_follows_the_last_event(spread: Log) -> None:
 def test_heads_must_divide_the_width(spread: Log) -> None:
     with pytest.raises(ValueError, match="dim=10 is not a multiple of num_heads=4"):
         random_model("hstu", "item", spread, length=LENGTH, dim=10, num_heads=4)
+
+
+def test_weights_start_as_in_public_code() -> None:
+    """So small a start as .02 that little of a history comes through would cost the first epochs."""
+    found = {
+        name: build(
+            name, "item", MODELS[name].settings(), titles=torch.zeros(30, 4), history_length=50, seed=0
+        ).state_dict()
+        for name in ("caser", "narm", "gru4rec", "hstu")
+    }
+    uniform = (1 / 3) ** 0.5
+    for name, weight, expected in (
+        ("caser", "vertical.weight", uniform * 5**-0.5),
+        ("caser", "horizontal.2.weight", uniform * (3 * 64) ** -0.5),
+        ("caser", "merge.weight", (2 / (5 * 16 + 8 * 64 + 64)) ** 0.5),
+        ("narm", "query.weight", (2 / 256) ** 0.5),
+        ("narm", "decoder.weight", (2 / (256 + 64)) ** 0.5),
+        ("gru4rec", "out.weight", uniform * 128**-0.5),
+        ("hstu", "position_embedding.weight", 64**-0.5),
+    ):
+        assert float(found[name][weight].std()) == pytest.approx(expected, rel=0.15), (name, weight)

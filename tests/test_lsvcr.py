@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from random_logs import Log, Record, User, packed_batch, preferences, random_log, random_model
+from random_logs import Log, Record, User, packed_batch, preferences, random_log, random_model, settings_of
 from slow_parts import (
     Vector,
     causal_encoder,
@@ -32,6 +32,7 @@ from reeltalk.data.batch import Batch
 from reeltalk.data.dataset import Task
 from reeltalk.data.histories import target_windows, training_windows
 from reeltalk.losses import id_text_regularisation
+from reeltalk.models import build
 from reeltalk.models.lsvcr import LSVCR, Texts
 from reeltalk.models.sasrec import SASRec
 from reeltalk.objectives import comment_objective, item_objective
@@ -161,7 +162,7 @@ def log() -> Log:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["paper", "recency"])
 def model(log: Log, request: pytest.FixtureRequest) -> LSVCR:
-    return cast(LSVCR, random_model("lsvcr", "item", log, length=LENGTH, recency=request.param))
+    return cast(LSVCR, random_model("lsvcr", "item", log, length=LENGTH, use_recency=request.param))
 
 
 @pytest.mark.parametrize(("task", "slow_one"), [("item", slow_item), ("comment", slow_comment)])
@@ -390,3 +391,22 @@ def test_long_histories_are_read_from_their_last_events(log: Log, model: LSVCR) 
                 items = [event for event in user.items if event.time < user.records[place].start][-4:]
                 alone, slow_one = User(items, user.records[first : place + 1]), slow_comment
             np.testing.assert_allclose(fast_D.numpy(), slow_one(slow, alone, place - first)[1], atol=1e-11)
+
+
+def test_what_recency_learns_is_not_lost_in_half_precision() -> None:
+    """Each of its weights serves thousands of pairs of entries, whose gradients add up."""
+    length = 40
+    log = random_log(8, num_users=400, max_items=length)
+    titles, known = torch.from_numpy(log.titles), torch.from_numpy(log.known)
+    settings = settings_of("lsvcr", use_recency=True)
+    windows = training_windows(log.histories, "item", length=length, has_start=True)
+    batch, targets = log.feed("item").item_batch(windows)
+    gradients = []
+    for is_half in (False, True):
+        model = build("lsvcr", "item", settings, titles=titles, known_items=known, history_length=length, seed=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            item_objective(model, batch, targets)["softmax"][0].backward()  # type: ignore[no-untyped-call]
+        gradient = cast(LSVCR, model).recency.grad
+        assert gradient is not None
+        gradients.append(gradient)
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()

@@ -205,8 +205,11 @@ def test_pretraining_sees_training_events_alone(
     assert entries < Counter(trained["item_id"].to_list())
 
 
-def test_what_would_stay_random_is_refused(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
-    settings = next_to_nothing("unisrec", model={"train_encoder": False})
+@pytest.mark.parametrize("name", ["unisrec", "vqrec"])
+def test_what_would_stay_random_is_refused(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, name: str
+) -> None:
+    settings = next_to_nothing(name, model={"train_encoder": False})
     with pytest.raises(ConfigError, match=r"model\.train_encoder=False keeps what was pre-trained.*--pretrained"):
         finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
     assert not (tmp_path / "m").exists()

@@ -72,7 +72,7 @@ def _section(found: Standings, data: str, protocol: str) -> Section:
         cells = [*("failed" for _ in found.metrics), seeds_told(found, table, name)]
         rows.append(Row(name, "other", [Cell(text, "", is_best=False) for text in cells]))
     gains = [
-        (f"{ours} against the best {'other of ours' if kind == 'ours' else kind}", of_kind)
+        (f"{ours} against the best {'of ours named later' if kind == 'ours' else kind}", of_kind)
         for ours in found.ours
         for kind in AGAINST
         if any(of_kind := [gain(table, ours, protocol, metric, kind=kind) for metric in found.metrics])

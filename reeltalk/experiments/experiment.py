@@ -84,7 +84,7 @@ class SearchSettings(Section):
     @classmethod
     def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
         if list(rungs) != sorted(set(rungs)):
-            raise ValueError("each rung is longer than the one before")
+            raise ValueError("give each rung longer than the one before")
         return rungs
 
 
@@ -92,7 +92,10 @@ class ExperimentSettings(Section):
     """All of a comparison; a data set or system that is null is left out."""
 
     task: Task
-    ours: tuple[str, ...] = Field(min_length=1, description="systems that are tested against all others, the baselines")
+    ours: tuple[str, ...] = Field(
+        min_length=1,
+        description="systems that are tested against all others, the baselines, and those named later here",
+    )
     data: dict[str, DataSection | None]
     systems: dict[str, SystemSection | None]
     finetune: dict[str, Any] = Field({})
@@ -103,12 +106,12 @@ class ExperimentSettings(Section):
         ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"), min_length=1, description="columns of the tables"
     )
 
-    @field_validator("seeds")
+    @field_validator("seeds", "ours")
     @classmethod
-    def _once_each(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("give each seed once")
-        return seeds
+    def _once_each(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("give each once")
+        return values
 
     @property
     def of_data(self) -> dict[str, DataSection]:

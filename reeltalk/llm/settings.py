@@ -117,7 +117,9 @@ class AlignSettings(Section):
 
     @field_validator("model")
     @classmethod
-    def _without_ids(cls, model: LSVCRSettings) -> LSVCRSettings:
+    def _of_texts_alone(cls, model: LSVCRSettings) -> LSVCRSettings:
         if model.use_item_ids:
             raise ValueError("alignment learns from texts alone; leave use_item_ids off")
+        if model.use_recency:
+            raise ValueError("alignment draws positions, which do not tell how long ago; leave use_recency off")
         return model

@@ -51,9 +51,9 @@ class Caser(Recommender):
         self.merge = nn.Linear(window * filters + settings.num_vertical * settings.dim, settings.dim)
         self.target_embedding = nn.Embedding(len(items.known_N), settings.dim)
         initialise(self)
-        for filters in (*self.horizontal, self.vertical):
-            assert isinstance(filters, nn.Linear)
-            filters.reset_parameters()  # scaled by what goes in, as in public code: far smaller, it learns late
+        for part in (*self.horizontal, self.vertical):
+            assert isinstance(part, nn.Linear)
+            part.reset_parameters()  # scaled by what goes in, as in public code: far smaller, it learns late
         nn.init.xavier_normal_(self.merge.weight)
         self.target_bias = nn.Parameter(torch.zeros(len(items.known_N)))
 

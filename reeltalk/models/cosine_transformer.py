@@ -20,7 +20,7 @@ from reeltalk.models.recommender import Recommender, Step
 
 
 class CosineTransformerSettings(TransformerSettings):
-    """Sizes and switches of both models; defaults are their authors'."""
+    """Sizes and switches of both models; defaults are their authors', but that the encoder is trained."""
 
     dim: int = Field(300, gt=0)
     temperature: float = Field(0.07, gt=0)

@@ -4,10 +4,9 @@ Paper: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequenti
     Recommendations (ICML 2024), arXiv 2402.17152. Pointwise projection, spatial aggregation and pointwise
     transformation (eq 1, 2, 3): `HSTULayer.forward`; rab^{p,t}: `time_buckets`, `HSTULayer.bias`.
 Differs from the paper: items alone, without actions between them; exact softmax over all items that existed, not
-    sampled ones. What
-    the paper leaves open is as in its public code: a layer's input is normalised, the sum of eq 2 is divided by the
-    greatest length of a history, times count back from the next target's, input and output are as `item_preferences`
-    has them. A request without a time of its own (`NOW`) is taken to follow the last event at once.
+    sampled ones. What the paper leaves open is as in its public code: a layer's input is normalised, the sum of eq 2 is
+    divided by the greatest length of a history, times count back from the next target's, input and output are as
+    `item_preferences` has them. A request without a time of its own (`NOW`) is taken to follow the last event at once.
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, M positions looked at, D width, H heads, N items.

@@ -8,7 +8,7 @@ Paper: Zheng et al., A Large Language Model Enhanced Sequential Recommender for 
 Differs from the paper: one pass gives the preference after every event, so an entry looks at the other history as known
     before the next event, not before the request (the last entry: before the request, as in the paper). A learned start
     entry opens each history, so that a user with one empty history, or two, has a preference. The negatives of eq 16
-    are shared by the pairs of a batch. With `recency` (off), eq 7 knows how many events ago an entry was, too.
+    are shared by the pairs of a batch. With `use_recency` (off), eq 7 knows how many events ago an entry was, too.
 Checked against: slow float64 loops written from the equations (tests/test_lsvcr.py).
 
 Shapes: R rows, L positions, K comments of an entry, D width, E text width, N items, T targets, U distinct comments.
@@ -52,7 +52,7 @@ class LSVCRSettings(BaseModel):
     temperature: float = Field(0.07, gt=0)
     use_item_ids: bool = Field(True, description="off: text alone speaks for an item, also one never seen")
     num_regularisation_negatives: int = Field(99, gt=0)
-    recency: bool = Field(
+    use_recency: bool = Field(
         False, description="eq 7 weighs an entry by how many events ago it was, too; in the paper by what it is alone"
     )
 
@@ -91,7 +91,7 @@ class LSVCR(Recommender):
         self.item_weight = nn.Sequential(
             nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, 1, bias=False)
         )
-        if settings.recency:
+        if settings.use_recency:
             # a start entry stands one before the first event
             self.recency = nn.Parameter(torch.zeros(history_length + 1))
         self.watched_query = nn.Linear(dim, dim)
@@ -278,9 +278,9 @@ class LSVCR(Recommender):
         """Eq 7, F_v: preferences, alpha; a softmax over each prefix as a matrix of rows is exact in half precision."""
         score_RL = self.item_weight(fused_RLD)[..., 0]
         bias_RLL = masked_bias(causal_mask(history), score_RL.dtype)
-        if self.settings.recency:
+        if self.settings.use_recency:
             ago_RLL = (history.position_RL[:, :, None] - history.position_RL[:, None, :]).clamp(min=0)
-            bias_RLL = bias_RLL + self.recency.to(score_RL.dtype)[ago_RLL]
+            bias_RLL = bias_RLL + self.recency[ago_RLL].to(score_RL.dtype)  # in this order: its gradient is a long sum
         alpha_RLL = (score_RL[:, None, :] + bias_RLL).softmax(dim=-1)
         return unit(torch.bmm(alpha_RLL, fused_RLD)) / self.settings.temperature, alpha_RLL
 

@@ -31,7 +31,9 @@ class ProductQuantiser:
 
     @classmethod
     def fit(cls, vectors_NE: Tensor, *, num_codebooks: int, num_codes: int) -> ProductQuantiser:
-        """Learn rotation and centroids, with torch's random state; N below num_codes gives as many codes as vectors.
+        """Learn rotation and centroids, in turns and these last, with torch's random state.
+
+        N below num_codes gives as many codes as vectors.
 
         Raises ValueError where there is no vector.
         """

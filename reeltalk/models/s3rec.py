@@ -4,8 +4,8 @@ Paper: Zhou et al., S3-Rec: Self-Supervised Learning for Sequential Recommendati
     (CIKM 2020), arXiv 2008.07873. Section 4.1: embeddings and self-attention blocks; section 4.3: the score of the next
     item, read from the last position of a causal pass. Both are `SASRec`'s, as in the authors' code. Section 4.2, what
     it is pre-trained for, is `reeltalk.pretraining.s3rec`.
-Differs from the paper: exact softmax over all items in place of one sampled negative. Without pre-training it is
-    SASRec: attributes enter the model through the pre-training losses alone.
+Differs from the paper: exact softmax over all items that existed, in place of one sampled negative. Without
+    pre-training it is SASRec: attributes enter the model through the pre-training losses alone.
 Checked against: the slow loop of SASRec in float64 (tests/test_lsvcr.py).
 """
 
