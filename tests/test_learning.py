@@ -150,6 +150,7 @@ def test_the_comment_a_user_answers(name: str, of_user: bool, of_kind: bool, ste
     torch.manual_seed(0)
     losses = []
     for seed in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - seed / steps)
         batch, targets = feed.comment_batch(windows, rng=np.random.default_rng(seed))
         losses.append(step(optimizer, comment_objective(model.train(), None, batch, targets)))
     assert losses[-1] < losses[0]
