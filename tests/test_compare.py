@@ -30,15 +30,12 @@ from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments import comparison, jobs
 from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.comparison_text import markdown
-from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import do
 from reeltalk.experiments.loading import OF_THE_SEARCH, load_experiment
 from reeltalk.experiments.schedule import run_flows
-from reeltalk.experiments.search import trials_of
 from reeltalk.experiments.workers import Here
-from reeltalk.models import MODELS
 from reeltalk.text.encode import EncodeSettings
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
@@ -455,57 +452,6 @@ def test_full_tries_everything_in_full(first: dict[str, str], tmp_path: Path, mo
     monkeypatch.setattr(comparison, "run_comparison", stops)
     run(write_experiment(tmp_path / "e.yaml", first), tmp_path / "o", "--full")
     assert (asked[0].trials, asked[0].rungs) == ("all", ())
-
-
-def papers_table(name: str, raw: Path) -> ExperimentSettings:
-    """A table's file with a raw log for each data set that needs one."""
-    file = Path(__file__).parent.parent / "experiments" / f"{name}.yaml"
-    with pytest.raises(ConfigError, match="raw is missing") as caught:
-        load_experiment(file)
-    assert all("raw is missing" in problem for problem in caught.value.problems)
-    overrides = [f"data.{problem.split('.')[1]}.raw={raw}" for problem in caught.value.problems]
-    return load_experiment(file, overrides=overrides)
-
-
-@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
-def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
-    experiment = papers_table(name, tmp_path)
-    of_search = [(name, trials_of(experiment.grid(name), limit=9, seed=0)) for name in experiment.of_systems]
-    assert {len(trials) for _, trials in of_search} == {9}, "the same budget for all"
-    for data in experiment.of_data:
-        chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
-        assert chain.align is not None
-        assert chain.align.train.seed == 0
-        if name != "table3":
-            for system in ("s3rec", "unisrec", "vqrec"):
-                pretrained = experiment.chain(data, system, {}, seed=2)
-                assert pretrained.pretrain is not None
-                assert pretrained.pretrain.train.seed == 0
-                assert pretrained.pretrain.data == pretrained.tasks["item"].data
-        of_task = chain.tasks[experiment.task]
-        assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
-        assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)
-
-
-def test_each_comment_baseline_is_there_with_a_frozen_and_a_trained_encoder(tmp_path: Path) -> None:
-    experiment = papers_table("table3-trained", tmp_path)
-    baselines = {name for name, spec in MODELS.items() if spec.tasks == ("comment",)}
-    assert set(experiment.of_systems) == {*baselines, *(f"{name}-trained" for name in baselines), "lsvcr"}
-    for name in baselines:
-        frozen, trained = (experiment.chain("threads", of, {}).tasks["comment"] for of in (name, f"{name}-trained"))
-        assert (frozen.text.trained_encoder, trained.text.trained_encoder) == (None, "minilm")
-        assert trained.model_dump(exclude={"text"}) == frozen.model_dump(exclude={"text"})
-
-
-def test_beauty_ranks_all_items_to_choose_as_to_test(tmp_path: Path) -> None:
-    experiment = papers_table("beauty", tmp_path)
-    assert set(experiment.of_systems) == {"caser", "gru4rec", "bert4rec", "sasrec", "fdsa", "s3rec"}
-    for system in experiment.of_systems:
-        chain = experiment.chain("beauty", system, {})
-        train = chain.tasks["item"].train
-        assert (train.monitor_protocol, train.max_validation_targets) == ("full", 0)
-        assert chain.prepare.split == "leave_one_out"
-        assert len(trials_of(experiment.grid(system), limit=None, seed=0)) == 2
 
 
 def test_an_encoder_that_learns_beside_a_frozen_one(
