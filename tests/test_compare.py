@@ -355,7 +355,20 @@ def small_comparison(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.
         finetune={"train": {"max_epochs": 1, "batch_size": 16}},
         **sections,
     )
-    return comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
+    return comparison.run_comparison(load_experiment(file), out=tmp_path / "out")
+
+
+def test_what_takes_longest_is_begun_first(
+    first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process takes the next job: an alignment begun last would leave the others without work."""
+    fake_alignment(monkeypatch)
+    plain = {"model": "lsvcr", "finetune": {"model": MODEL}, "grid": {"train.learning_rate": [0.01]}}
+    data = {"first": {**first, "align": {"data": {"history_length": 10}}}}
+    systems = {"plain": plain, "with-start": plain | {"align": {}}}
+    small_comparison(first, tmp_path, monkeypatch, data=data, systems=systems, ours=["plain"])
+    told = capsys.readouterr().out
+    assert told.index("first, with-start: ") < told.index("first, plain: "), told
 
 
 def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
