@@ -23,15 +23,21 @@ from slow_parts import (
 )
 
 from reeltalk.data.histories import target_windows, training_windows
+from reeltalk.models import merged as merging
 from reeltalk.models.cloze import is_start
 from reeltalk.models.hypergraph import LEAST_WEIGHT
 from reeltalk.models.mbht import MBHT
-from reeltalk.models.merged import Merged
+from reeltalk.models.merged import Merged, _shapes
 
 LENGTH = 9
 SCALES, RANK, SIMILAR, BEFORE, AFTER = (2, 5), 3, 2, 3, 2
 VALUES: dict[str, Any] = {"scales": SCALES, "rank": RANK, "num_similar": SIMILAR, "neighbours": (BEFORE, AFTER)}
 ITEM, RECORD = 1, 2
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "GROUP", 4)
 
 
 @pytest.fixture(scope="module")
@@ -229,21 +235,31 @@ def test_histories_as_long_as_can_be(log: Log, model: MBHT) -> None:
 
 
 def test_both_histories_as_one_sequence(log: Log) -> None:
-    """Of every window: entries in order, the one yet to come, padding."""
+    """Of every window: entries in order, the one yet to come, padding; short ones apart from long ones."""
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)
     packed, batch = packed_batch(log, windows, "item")
     merged = Merged.of(batch, is_start(batch.items))
-    order = np.lexsort((packed.packing.segment, packed.packing.row))
-    assert len(merged.item_BS) == len(windows)
-    for sequence, index in enumerate(order):
-        user = log.users[windows.user[index] - 1]
-        entries = merged_entries(user, len(user.items) - 1)
+    users = [log.users[owner - 1] for owner in windows.user]
+    histories = [(user, merged_entries(user, len(user.items) - 1)) for user in users]
+    inside = np.lexsort((packed.packing.segment, packed.packing.row))
+    ordered = sorted(inside, key=lambda index: len(histories[index][1]))
+    sequences = [(group, row) for group in merged.groups for row in range(len(group.item_BS))]
+    starts = np.cumsum([0] + [group.item_BS.shape[1] for group, _ in sequences])
+    assert len(merged.groups) > 1
+    for index, (group, sequence), start in zip(ordered, sequences, starts[:-1], strict=True):
+        user, entries = histories[index]
         count = len(entries)
-        assert merged.item_BS[sequence, :count].tolist() == [item for item, _ in entries]
-        assert merged.is_record_BS[sequence, :count].tolist() == [behaviour == RECORD for _, behaviour in entries]
-        assert merged.is_entry_BS[sequence].sum() == count + 1
-        assert merged.is_hidden_BS[sequence].nonzero().tolist() == [[count]]
+        assert group.item_BS[sequence, :count].tolist() == [item for item, _ in entries]
+        assert group.is_record_BS[sequence, :count].tolist() == [behaviour == RECORD for _, behaviour in entries]
+        assert group.is_entry_BS[sequence].sum() == count + 1
+        assert group.is_hidden_BS[sequence].nonzero().tolist() == [[count]]
         row, column = packed.packing.row[index], packed.packing.item_column[index]
-        places = merged.slot_RL[row, column : column + len(user.items)] - sequence * merged.item_BS.shape[1]
+        places = merged.slot_RL[row, column : column + len(user.items)] - start
         events = [place for place, (_, behaviour) in enumerate(entries) if behaviour == ITEM]
         assert places.tolist() == [count, *events]
+
+
+def test_users_are_grouped_by_length() -> None:
+    """Four a group here, groups of one padded length as one."""
+    assert _shapes([1, 2, 3, 8, 8, 8, 8, 8, 8, 9]) == [(8, 8), (2, 16)]
+    assert _shapes([9, 10, 17]) == [(3, 24)]

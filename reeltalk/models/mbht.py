@@ -12,8 +12,8 @@ Differs from the paper: the behaviours are item events, which are also the targe
     low-rank attention biases, which the authors' code has. Items compete that existed at the time.
 Checked against: a slow loop over one user in float64 (tests/test_mbht.py).
 
-Shapes: R rows and L positions of the packed item history, B users, S positions of the merged sequence, C rank,
-P positions of a coarser scale, H heads, D width, N items.
+Shapes: R rows and L positions of the packed item history, B users of a group, S positions of their merged sequences,
+X positions of all groups, C rank, P positions of a coarser scale, H heads, D width, N items.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reeltalk.data.batch import Batch
 from reeltalk.models.attention import MultiHeadAttention, dropout, masked_bias
 from reeltalk.models.cloze import drawn_hidden, is_next_hidden, is_start, next_columns
 from reeltalk.models.hypergraph import ItemHypergraph
-from reeltalk.models.merged import Merged, longest_sequence
+from reeltalk.models.merged import Merged, Sequences, longest_sequence
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
 
 BEHAVIOURS = 3  # hidden, item event, comment record
@@ -94,22 +94,27 @@ class MBHT(Recommender):
     def _preferences(self, batch: Batch, is_hidden_RL: Tensor) -> tuple[Tensor, Tensor]:
         """After each entry whose next one is hidden, what stands there: preferences, which entries these are."""
         merged = Merged.of(batch, is_hidden_RL)
-        is_same_item_BSS = (merged.item_BS[:, :, None] == merged.item_BS[:, None, :]) & (merged.item_BS > 0)[:, None]
-        tells_BS = merged.is_record_BS & (is_same_item_BSS & merged.is_hidden_BS[:, None]).any(dim=2)
-        is_seen_BS = merged.is_entry_BS & ~merged.is_hidden_BS & ~tells_BS
-        id_BSD = self.item_embedding(merged.item_BS)
-        x_BSD = self._embedded(merged, id_BSD, is_seen_BS)
-        for layer in self.layers:
-            x_BSD = layer(x_BSD, merged.is_entry_BS)
-        views_2BSD = torch.stack([x_BSD, self.hypergraph(id_BSD, is_same_item_BSS, is_seen_BS).to(x_BSD.dtype)])
-        mixed_BSD = (self.view_weight(views_2BSD).softmax(dim=0) * views_2BSD).sum(dim=0)
+        mixed_XD = torch.cat([self._mixed(group).flatten(0, 1) for group in merged.groups])
         is_predicted_RL = is_next_hidden(batch.items, is_hidden_RL)
         next_slot_RL = merged.slot_RL.gather(1, next_columns(batch.items))
-        return F.embedding(next_slot_RL, mixed_BSD.flatten(0, 1)) * is_predicted_RL[..., None], is_predicted_RL
+        return F.embedding(next_slot_RL, mixed_XD) * is_predicted_RL[..., None], is_predicted_RL
 
-    def _embedded(self, merged: Merged, id_BSD: Tensor, is_seen_BS: Tensor) -> Tensor:
+    def _mixed(self, of: Sequences) -> Tensor:
+        """Both views of each entry, weighed: [B, S, D]."""
+        is_same_item_BSS = (of.item_BS[:, :, None] == of.item_BS[:, None, :]) & (of.item_BS > 0)[:, None]
+        tells_BS = of.is_record_BS & (is_same_item_BSS & of.is_hidden_BS[:, None]).any(dim=2)
+        is_seen_BS = of.is_entry_BS & ~of.is_hidden_BS & ~tells_BS
+        id_BSD = self.item_embedding(of.item_BS)
+        x_BSD = self._embedded(of, id_BSD, is_seen_BS)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, of.is_entry_BS)
+        views_2BSD = torch.stack([x_BSD, self.hypergraph(id_BSD, is_same_item_BSS, is_seen_BS).to(x_BSD.dtype)])
+        mixed_BSD: Tensor = (self.view_weight(views_2BSD).softmax(dim=0) * views_2BSD).sum(dim=0)
+        return mixed_BSD
+
+    def _embedded(self, of: Sequences, id_BSD: Tensor, is_seen_BS: Tensor) -> Tensor:
         x_BSD = torch.where(is_seen_BS[..., None], id_BSD, self.hidden_entry)
-        behaviour_BS = (1 + merged.is_record_BS.long()) * is_seen_BS
+        behaviour_BS = (1 + of.is_record_BS.long()) * is_seen_BS
         x_BSD = x_BSD + self.position_embedding.weight[: x_BSD.shape[1]] + self.behaviour_embedding(behaviour_BS)
         return dropout(self.input_norm(x_BSD), self.settings.dropout, training=self.training)
 

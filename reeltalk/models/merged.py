@@ -1,6 +1,7 @@
-"""Both histories of each user as one sequence in time order, one user a row.
+"""Both histories of each user as one sequence in time order, one user a row, those of about the same length together.
 
-Shapes: R rows and L positions of a packed history, B users, S positions of a sequence, M entries of all histories.
+Shapes: R rows and L positions of a packed history, U users, of which a group has B, S positions of a sequence,
+M entries of all histories.
 """
 
 from __future__ import annotations
@@ -15,22 +16,32 @@ from reeltalk.data.batch import PackedHistory, PackedPair
 from reeltalk.models.cloze import is_start
 
 ALIGN = 8  # sequence lengths repeat, see docs/decisions.md
+GROUP = 32  # a group's users are as many, or so many times, so that shapes repeat
 
 
 @dataclass(frozen=True)
-class Merged:
+class Sequences:
     """Item events and comment records by the time from which they are known, then the entry yet to come, then padding.
 
     Of two entries at one time the item event is first. item_BS: item_id, 0 at the entry yet to come and at padding.
     is_entry_BS: no padding. is_record_BS: comment records. is_hidden_BS: hidden entries, with the one yet to come.
-    slot_RL: where each entry of the packed item history stands in the flat [B * S] grid, the start entry as the one
-    yet to come; 0 at padding.
     """
 
     item_BS: Tensor
     is_entry_BS: Tensor
     is_record_BS: Tensor
     is_hidden_BS: Tensor
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The sequences of a batch, the shortest first, in groups that each pad to their longest: most histories are short.
+
+    slot_RL: where each entry of the packed item history stands among the positions of all groups in a row, the start
+    entry as the one yet to come; 0 at padding.
+    """
+
+    groups: list[Sequences]
     slot_RL: Tensor
 
     @classmethod
@@ -45,21 +56,31 @@ class Merged:
         )
         order_M = time_M.argsort(stable=True)
         order_M = order_M[user_M[order_M].argsort(stable=True)]
-        count_B = user_M.bincount()
-        length = _aligned(int(count_B.max()))
-        place_M = torch.arange(len(user_M), device=user_M.device) - (count_B.cumsum(0) - count_B)[user_M[order_M]]
-        slot_M = torch.empty_like(user_M).index_copy(0, order_M, user_M[order_M] * length + place_M)
+        count_U = user_M.bincount()
+        place_M = torch.arange(len(user_M), device=user_M.device) - (count_U.cumsum(0) - count_U)[user_M[order_M]]
+        sorted_U, order_U = count_U.sort(stable=True)
+        shapes = _shapes(sorted_U.tolist())
+        lengths_U = torch.cat([count_U.new_full((users,), length) for users, length in shapes])
+        start_U = torch.empty_like(lengths_U).index_copy(0, order_U, lengths_U.cumsum(0) - lengths_U)
+        slot_M = torch.empty_like(user_M).index_copy(0, order_M, start_U[user_M[order_M]] + place_M)
 
-        def laid_out(of_items_RL: Tensor, of_records_RL: Tensor) -> Tensor:
+        def laid_out(of_items_RL: Tensor, of_records_RL: Tensor) -> list[Tensor]:
+            """A group's [B, S] each."""
             value_M = torch.cat([of_items_RL[is_item_RL], of_records_RL[is_record_RL]])
-            return value_M.new_zeros(len(count_B) * length).index_copy(0, slot_M, value_M).view(-1, length)
+            flat = value_M.new_zeros(int(lengths_U.sum())).index_copy(0, slot_M, value_M)
+            parts = torch.split(flat, [users * length for users, length in shapes])
+            return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
         num_items = int(is_item_RL.sum())
+        groups = zip(
+            laid_out(items.item_RL, records.item_RL),
+            laid_out(is_item_RL, is_record_RL),
+            laid_out(torch.zeros_like(is_item_RL), is_record_RL),
+            laid_out(is_hidden_RL, torch.zeros_like(is_record_RL)),
+            strict=True,
+        )
         return cls(
-            item_BS=laid_out(items.item_RL, records.item_RL),
-            is_entry_BS=laid_out(is_item_RL, is_record_RL),
-            is_record_BS=laid_out(torch.zeros_like(is_item_RL), is_record_RL),
-            is_hidden_BS=laid_out(is_hidden_RL, torch.zeros_like(is_record_RL)),
+            groups=[Sequences(*group) for group in groups],
             slot_RL=torch.zeros_like(items.segment_RL).masked_scatter(is_item_RL, slot_M[:num_items]),
         )
 
@@ -71,6 +92,17 @@ def longest_sequence(history_length: int) -> int:
 
 def _aligned(length: int) -> int:
     return -(-length // ALIGN) * ALIGN
+
+
+def _shapes(counts: list[int]) -> list[tuple[int, int]]:
+    """Of each group, its users and positions; `counts` are the entries of each user, the fewest first."""
+    shapes: list[tuple[int, int]] = []
+    for first in range(0, len(counts), GROUP):
+        part = counts[first : first + GROUP]
+        length = _aligned(part[-1])
+        before = shapes.pop()[0] if shapes and shapes[-1][1] == length else 0
+        shapes.append((before + len(part), length))
+    return shapes
 
 
 def _users(history: PackedHistory) -> Tensor:
