@@ -36,6 +36,7 @@ from reeltalk.experiments.jobs import do
 from reeltalk.experiments.loading import OF_THE_SEARCH, load_experiment
 from reeltalk.experiments.schedule import run_flows
 from reeltalk.experiments.workers import Here
+from reeltalk.lock import only_writer
 from reeltalk.text.encode import EncodeSettings
 
 SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
@@ -356,6 +357,12 @@ def small_comparison(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.
         **sections,
     )
     return comparison.run_comparison(load_experiment(file), out=tmp_path / "out")
+
+
+def test_a_folder_is_one_comparisons_at_a_time(file: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path):
+        assert "another run is writing" in run(file, tmp_path).output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_takes_longest_is_begun_first(

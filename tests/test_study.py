@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from reeltalk.artifacts import write_manifest
 from reeltalk.cli import app
 from reeltalk.data.dataset import Dataset, Task
-from reeltalk.errors import ConfigError
+from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.evaluation.significance import compare, holm
 from reeltalk.experiments.ablations import ablations, alignment_steps, backbones, comments, unseen
 from reeltalk.experiments.chain import ChainSettings, load_chain
@@ -25,6 +25,7 @@ from reeltalk.experiments.outcome import Cell, Study, study_of
 from reeltalk.experiments.runner import stages_of
 from reeltalk.experiments.show import curves_page, grids, markdown
 from reeltalk.experiments.study import Plan, run_study
+from reeltalk.lock import only_writer
 
 SEEDS = (0, 1)
 PLAN = Plan(
@@ -293,6 +294,12 @@ def test_mistakes_of_every_variant_are_told_at_once(base: ChainSettings, tmp_pat
     assert not (tmp_path / "o").exists()
     with pytest.raises(ConfigError, match="0 variants"):
         run_study(base, Plan({}), seeds=SEEDS, out=tmp_path / "o")
+
+
+def test_a_folder_is_one_studys_at_a_time(base: ChainSettings, tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(ArtifactError, match="another run is writing"):
+        run_study(base, Plan({"full": []}), seeds=[0], out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_papers_ablations_each_change_what_they_name(base: ChainSettings) -> None:

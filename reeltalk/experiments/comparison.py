@@ -26,6 +26,7 @@ from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.schedule import Tell, run_flows
 from reeltalk.experiments.standings import Standings
 from reeltalk.experiments.workers import Workers
+from reeltalk.lock import only_writer
 
 DOCUMENT, TABLES, PAGE = "compare.json", "compare.md", "compare.html"
 REQUESTS, LOG = "requests.json", "workers.log"
@@ -38,24 +39,27 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
 
     What fails is told in the result and stops nothing else. Interrupted, the same call goes on. As processes are
     started afresh, a script that calls this does so under ``if __name__ == "__main__"``.
+
+    Raises ArtifactError if another run writes `out`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [Line(data, system) for data in experiment.of_data for system in experiment.of_systems]
-    floors: dict[str, Cell] = {}
-    # jobs are done in the order asked for: what takes longest first, so that it is not what all wait for in the end
-    flows = [
-        *(floor_flow(experiment, data, floors, out=out) for data in experiment.of_data),
-        *(line_flow(experiment, line, out=out) for line in sorted(lines, key=lambda line: _effort(experiment, line))),
-    ]
-    with Workers(do, count=jobs, log=out / LOG) as workers:
-        run_flows(flows, workers, tell)
-    with Workers(time_requests, count=1, log=out / LOG) as alone:  # with all cores
-        milliseconds = _time_requests(lines, alone, out, tell)
-    found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
-    write_json(out / DOCUMENT, asdict(found))
-    (out / TABLES).write_text(markdown(found), encoding="utf-8")
-    (out / PAGE).write_text(page(found), encoding="utf-8")
-    return found
+    with only_writer(out):
+        lines = [Line(data, system) for data in experiment.of_data for system in experiment.of_systems]
+        floors: dict[str, Cell] = {}
+        # jobs are done in the order asked for: what takes longest first, so that it is not what all wait for in the end
+        longest_first = sorted(lines, key=lambda line: _effort(experiment, line))
+        flows = [
+            *(floor_flow(experiment, data, floors, out=out) for data in experiment.of_data),
+            *(line_flow(experiment, line, out=out) for line in longest_first),
+        ]
+        with Workers(do, count=jobs, log=out / LOG) as workers:
+            run_flows(flows, workers, tell)
+        with Workers(time_requests, count=1, log=out / LOG) as alone:  # with all cores
+            milliseconds = _time_requests(lines, alone, out, tell)
+        found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
+        write_json(out / DOCUMENT, asdict(found))
+        (out / TABLES).write_text(markdown(found), encoding="utf-8")
+        (out / PAGE).write_text(page(found), encoding="utf-8")
+        return found
 
 
 def _effort(experiment: ExperimentSettings, line: Line) -> int:

@@ -27,6 +27,7 @@ from reeltalk.experiments.runner import stages_of
 from reeltalk.experiments.schedule import Flow, Tell, run_flows
 from reeltalk.experiments.show import curves_page, markdown
 from reeltalk.experiments.workers import Here, Workers
+from reeltalk.lock import only_writer
 
 DOCUMENT, TEXT, PAGE, LOG = "study.json", "study.md", "study.html", "workers.log"
 _NAME = re.compile(r"\w[\w.+-]*")
@@ -65,28 +66,28 @@ def run_study(
     `base` has, and the seeds are those of fine-tuning alone. `tell` gets a line a finished job.
 
     A run that fails is told in the result and stops no other. Interrupted, the same call goes on. Raises ConfigError
-    that tells every variant whose name or overrides cannot be used.
+    that tells every variant whose name or overrides cannot be used, ArtifactError if another run writes `out`.
     """
     chains = _chains(base, plan, seeds, align_once=align_once)
-    out.mkdir(parents=True, exist_ok=True)
-    cells: dict[_Key, Cell] = {}
-    flows = [
-        _flow((variant, seed, task), chain, cells, plan, out)
-        for (variant, seed), chain in chains.items()
-        for task in chain.tasks
-    ]
-    if jobs == 1:
-        run_flows(flows, Here(partial(do, runner=new_runner(out))), tell)
-    else:
-        with Workers(do, count=jobs, log=out / LOG) as workers:
-            run_flows(flows, workers, tell)
-    in_order = [cells[variant, seed, task] for (variant, seed), chain in chains.items() for task in chain.tasks]
-    study = study_of(in_order, variants=plan.variants, seeds=seeds, segments=plan.segments)
-    write_json(out / DOCUMENT, asdict(study))
-    (out / TEXT).write_text(markdown(study), encoding="utf-8")
-    if plan.points:
-        (out / PAGE).write_text(curves_page(study, axis=plan.axis, points=plan.points), encoding="utf-8")
-    return study
+    with only_writer(out):
+        cells: dict[_Key, Cell] = {}
+        flows = [
+            _flow((variant, seed, task), chain, cells, plan, out)
+            for (variant, seed), chain in chains.items()
+            for task in chain.tasks
+        ]
+        if jobs == 1:
+            run_flows(flows, Here(partial(do, runner=new_runner(out))), tell)
+        else:
+            with Workers(do, count=jobs, log=out / LOG) as workers:
+                run_flows(flows, workers, tell)
+        in_order = [cells[variant, seed, task] for (variant, seed), chain in chains.items() for task in chain.tasks]
+        study = study_of(in_order, variants=plan.variants, seeds=seeds, segments=plan.segments)
+        write_json(out / DOCUMENT, asdict(study))
+        (out / TEXT).write_text(markdown(study), encoding="utf-8")
+        if plan.points:
+            (out / PAGE).write_text(curves_page(study, axis=plan.axis, points=plan.points), encoding="utf-8")
+        return study
 
 
 def _flow(key: _Key, chain: ChainSettings, cells: dict[_Key, Cell], plan: Plan, out: Path) -> Flow:
