@@ -27,7 +27,7 @@ from reeltalk.models import merged as merging
 from reeltalk.models.cloze import is_start
 from reeltalk.models.hypergraph import LEAST_WEIGHT
 from reeltalk.models.mbht import MBHT
-from reeltalk.models.merged import Merged, _shapes
+from reeltalk.models.merged import Merged
 
 LENGTH = 9
 SCALES, RANK, SIMILAR, BEFORE, AFTER = (2, 5), 3, 2, 3, 2
@@ -235,7 +235,7 @@ def test_histories_as_long_as_can_be(log: Log, model: MBHT) -> None:
 
 
 def test_both_histories_as_one_sequence(log: Log) -> None:
-    """Of every window: entries in order, the one yet to come, padding; short ones apart from long ones."""
+    """Of every window: entries in order, the one yet to come, padding; those of one length together."""
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)
     packed, batch = packed_batch(log, windows, "item")
     merged = Merged.of(batch, is_start(batch.items))
@@ -245,7 +245,7 @@ def test_both_histories_as_one_sequence(log: Log) -> None:
     ordered = sorted(inside, key=lambda index: len(histories[index][1]))
     sequences = [(group, row) for group in merged.groups for row in range(len(group.item_BS))]
     starts = np.cumsum([0] + [group.item_BS.shape[1] for group, _ in sequences])
-    assert len(merged.groups) > 1
+    assert [group.item_BS.shape[1] for group in merged.groups] == [8, 16]
     for index, (group, sequence), start in zip(ordered, sequences, starts[:-1], strict=True):
         user, entries = histories[index]
         count = len(entries)
@@ -257,9 +257,3 @@ def test_both_histories_as_one_sequence(log: Log) -> None:
         places = merged.slot_RL[row, column : column + len(user.items)] - start
         events = [place for place, (_, behaviour) in enumerate(entries) if behaviour == ITEM]
         assert places.tolist() == [count, *events]
-
-
-def test_users_are_grouped_by_length() -> None:
-    """Four a group here, groups of one padded length as one."""
-    assert _shapes([1, 2, 3, 8, 8, 8, 8, 8, 8, 9]) == [(8, 8), (2, 16)]
-    assert _shapes([9, 10, 17]) == [(3, 24)]

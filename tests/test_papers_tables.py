@@ -26,8 +26,10 @@ def papers_table(name: str, raw: Path) -> ExperimentSettings:
 @pytest.mark.parametrize("name", ["table2", "table3", "table4"])
 def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
     experiment = papers_table(name, tmp_path)
-    of_search = [(name, trials_of(experiment.grid(name), limit=9, seed=0)) for name in experiment.of_systems]
-    assert {len(trials) for _, trials in of_search} == {9}, "the same budget for all"
+    budget = experiment.search.trials
+    assert isinstance(budget, int)
+    of_search = [trials_of(experiment.grid(of), limit=budget, seed=0) for of in experiment.of_systems]
+    assert {len(trials) for trials in of_search} == {budget}, "the same budget for all"
     for data in experiment.of_data:
         chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
         assert chain.align is not None
