@@ -13,14 +13,14 @@ from reeltalk.experiments.search import trials_of
 from reeltalk.models import MODELS
 
 
-def papers_table(name: str, raw: Path) -> ExperimentSettings:
-    """A table's file with a raw log for each data set that needs one."""
+def papers_table(name: str, raw: Path, *given: str) -> ExperimentSettings:
+    """A table's file with a raw log for each data set that needs one, and further overrides."""
     file = Path(__file__).parent.parent / "experiments" / f"{name}.yaml"
     with pytest.raises(ConfigError, match="raw is missing") as caught:
         load_experiment(file)
     assert all("raw is missing" in problem for problem in caught.value.problems)
     overrides = [f"data.{problem.split('.')[1]}.raw={raw}" for problem in caught.value.problems]
-    return load_experiment(file, overrides=overrides)
+    return load_experiment(file, overrides=[*overrides, *given])
 
 
 @pytest.mark.parametrize("name", ["table2", "table3", "table4"])
@@ -43,6 +43,15 @@ def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
         of_task = chain.tasks[experiment.task]
         assert (of_task.name, of_task.train.learning_rate, of_task.train.seed) == ("lsvcr", 0.1, 2)
         assert (of_task.train.max_epochs, of_task.train.patience) == (3, 2 if data == "threads" else 3)
+
+
+def test_ours_may_be_left_out_like_any_system_but_not_all(tmp_path: Path) -> None:
+    left_out = "systems.lsvcr-aligned=null"
+    experiment = papers_table("table2", tmp_path, left_out, "data.simulator=null")
+    assert (experiment.of_ours, list(experiment.of_data)) == (("lsvcr",), ["threads"])
+    assert "lsvcr-aligned" not in experiment.of_systems
+    with pytest.raises(ConfigError, match="ours='lsvcr-aligned', 'lsvcr' are all left out"):
+        papers_table("table2", tmp_path, left_out, "systems.lsvcr=null")
 
 
 def test_each_comment_baseline_is_there_with_a_frozen_and_a_trained_encoder(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ class ExperimentSettings(Section):
         """The systems that are not left out."""
         return {name: section for name, section in self.systems.items() if section is not None}
 
+    @property
+    def of_ours(self) -> tuple[str, ...]:
+        """Ours, as far as they are not left out."""
+        return tuple(name for name in self.ours if name in self.of_systems)
+
     def grid(self, system: str) -> dict[str, list[Any]]:
         """The values that a system's settings are chosen from."""
         return {**self.search.grid, **self.of_systems[system].grid}

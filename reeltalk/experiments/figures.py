@@ -36,7 +36,7 @@ def standings_of(
         tables[data] = _table(experiment, of_data, floors[data], milliseconds)
     return Standings(
         task=experiment.task,
-        ours=list(experiment.ours),
+        ours=list(experiment.of_ours),
         seeds=list(experiment.seeds),
         metrics=list(experiment.metrics),
         ks=list(experiment.evaluate.ks),
@@ -59,9 +59,9 @@ def _table(
     for line in lines:
         if line.measured:
             runs[line.system] = {cell.seed: read_run(Path(cell.folders[f"{task}-report"])) for cell in line.measured}
-            kinds[line.system] = "ours" if line.system in experiment.ours else "baseline"
+            kinds[line.system] = "ours" if line.system in experiment.of_ours else "baseline"
     some = next((run for of in runs.values() for run in of.values()), None)
-    ours = [name for name in experiment.ours if name in runs]
+    ours = [name for name in experiment.of_ours if name in runs]
     others = [name for name, kind in kinds.items() if kind in ("floor", "baseline")]
     pairs = [(name, other) for place, name in enumerate(ours) for other in (*others, *ours[place + 1 :])]
     return Table(

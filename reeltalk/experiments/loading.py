@@ -33,8 +33,11 @@ def _of_names(experiment: ExperimentSettings) -> Iterator[str]:
         if not names:
             yield f"{what} is empty; name at least one"
     for name in experiment.ours:
-        if name not in experiment.of_systems:
+        if name not in experiment.systems:
             yield f"ours={name!r} is no system;{nearest(name, experiment.of_systems)}"
+    if not experiment.of_ours and all(name in experiment.systems for name in experiment.ours):
+        left_out = ", ".join(map(repr, experiment.ours))
+        yield f"ours={left_out} are all left out; name a system that is tested against the others"
 
 
 def _of_figures(experiment: ExperimentSettings) -> Iterator[str]:
