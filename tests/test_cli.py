@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,19 @@ def test_version_tells_the_libraries() -> None:
 def test_python_m_reeltalk_is_the_command_line() -> None:
     shown = subprocess.run([sys.executable, "-m", "reeltalk", "version"], capture_output=True, text=True, check=True)
     assert "reeltalk 0.1.0" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_go_to_sleep_early_unless_the_user_says_how_they_wait(
+    given: dict[str, str], expected: str
+) -> None:
+    code = "import os, sys, reeltalk; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=others | given)
+    assert shown.stdout.strip() == expected
 
 
 def test_prepare_writes_its_folder_and_prints_figures(toy_tables: Path, tmp_path: Path) -> None:
