@@ -204,3 +204,16 @@ def test_report_folders_are_compared_by_path(reports: dict[str, Report], folder:
     write_report(other, tmp_path / "random", overwrite=True)
     with pytest.raises(DataError, match="the other of dataset another"):
         compare(folder, tmp_path / "random")
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "is_up"), [(0.1, 0.04, True), (0.1, 0.05, False), (0.1, None, False), (-0.1, 0.01, False)]
+)
+def test_a_gain_is_coloured_where_a_test_bears_it_out(
+    folder: Path, difference: float, p: float | None, is_up: bool
+) -> None:
+    document = read(folder)
+    for of_metrics in (of for protocols in document["comparisons"].values() for of in protocols.values()):
+        for found in of_metrics.values():
+            found.update(difference=difference, gain=difference, p_ttest=p)
+    assert ('class="up"' in render(document)) == is_up

@@ -25,6 +25,7 @@ from reeltalk.evaluation.plots import (
     lines,
     training_curves,
 )
+from reeltalk.evaluation.significance import is_gain
 
 TEMPLATE, STYLE = "report.html", "page.css"
 PROTOCOL_TITLES = {"sampled": "Saved candidates", "full": "Full ranking"}
@@ -55,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """What the reported system gains over the best other one in a metric."""
+    """What a system gains over the best other one in a metric; `is_up`: a test bears it out."""
 
     text: str
     over: str
@@ -196,7 +197,8 @@ def _gain(document: Document, protocol: str, metric: str) -> Gain | None:
         return None
     found = document["comparisons"][other][protocol][metric]
     text = f"{found['difference']:+.4f}" if found["gain"] is None else f"{found['gain']:+.1%}"
-    return Gain(text, other, _p_value(found["p_ttest"]), found["difference"] > 0)
+    p = found["p_ttest"]
+    return Gain(text, other, _p_value(p), is_gain(found["difference"], p))
 
 
 def _p_value(p: float | None) -> str:

@@ -25,6 +25,7 @@ PER_USER = "per_user.parquet"
 RANK_COLUMNS = ("rank", "candidates")  # of per-user values, after their protocol and a dot: no metrics
 DRAWS_AT_ONCE = 1 << 22  # users drawn by one call, over all samples
 KEYS = ("user_id", "target")
+LEVEL = 0.05  # a p-value below it counts
 
 Users = npt.NDArray[np.integer]
 
@@ -113,6 +114,11 @@ def comparisons(
             )
         )
     return found
+
+
+def is_gain(difference: float, p: float | None) -> bool:
+    """Whether a difference is above 0 and a test bears it out; `p` is None where there is no test."""
+    return difference > 0 and p is not None and p < LEVEL
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

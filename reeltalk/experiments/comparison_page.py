@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from reeltalk.evaluation.page import PARTITION_TITLES, Cell, Row, page_template, segment_place, shown_metric
+from reeltalk.evaluation.page import PARTITION_TITLES, Cell, Gain, Row, page_template, segment_place, shown_metric
 from reeltalk.evaluation.plots import ACCENT, CEILING, OTHERS, Bar, Kind, Series, lines
+from reeltalk.evaluation.significance import LEVEL
 from reeltalk.experiments.comparison_text import (
     AGAINST,
-    Gain,
     failed,
     gain,
     ordered,
@@ -42,7 +42,7 @@ def page(found: Standings) -> str:
     """The page of a comparison: tables, a line a system by K, history length and segment, then costs and choices."""
     return page_template("reeltalk.experiments", TEMPLATE).render(
         found=found,
-        told=told(found),
+        told=f"{told(found)} Gains in colour have a p below {LEVEL}.",
         sections=[
             _section(found, data, protocol) for data, table in found.data.items() for protocol in protocols(table)
         ],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from reeltalk.evaluation.page import Gain
+from reeltalk.evaluation.significance import is_gain
 from reeltalk.experiments.flows import shown
 from reeltalk.experiments.show import Grid, grid_markdown
 from reeltalk.experiments.standings import Chosen, Kind, Spread, Standings, Table
 
 AGAINST: tuple[Kind, ...] = ("baseline", "floor", "ours")  # what ours are held against, each kind for itself
-Gain = tuple[str, str, str]  # how much, over what, how sure
 
 
 def metric_grids(found: Standings) -> Iterator[Grid]:
@@ -77,14 +78,15 @@ def figure(of: Spread) -> str:
 
 
 def gain(table: Table, ours: str, protocol: str, metric: str, *, kind: Kind) -> Gain | None:
-    """What one of ours gains over the best of a kind, that system, and how sure it is; None where it is not tested."""
+    """What one of ours gains over the best of a kind; None where it is not tested."""
     tests = table.tests.get(ours, {})
     other = table.best(protocol, metric, among=[name for name in tests if table.standings[name].kind == kind])
     test = None if other is None else tests[other].get(protocol, {}).get(metric)
     if other is None or test is None:
         return None
     much = f"{test.difference:+.4f}" if test.gain is None else f"{test.gain:+.1%}"
-    return much, other, "unknown" if test.p_holm is None else f"{test.p_holm:.2g}"
+    p = "unknown" if test.p_holm is None else f"{test.p_holm:.2g}"
+    return Gain(much, other, p, is_gain(test.difference, test.p_holm))
 
 
 def failed(table: Table) -> list[str]:
@@ -109,11 +111,11 @@ def _metric_grid(found: Standings, data: str, table: Table, protocol: str) -> Gr
 
 def _gain_grids(found: Standings, data: str, table: Table, protocol: str) -> Iterator[Grid]:
     rows = [
-        [ours, metric, *told]
+        [ours, metric, of.text, of.over, of.p_value]
         for ours in found.ours
         for kind in AGAINST
         for metric in found.metrics
-        if (told := gain(table, ours, protocol, metric, kind=kind)) is not None
+        if (of := gain(table, ours, protocol, metric, kind=kind)) is not None
     ]
     if rows:
         yield Grid(f"{data}: {protocol} ranking, gains", ["", "metric", "gain", "over", "p"], rows)
