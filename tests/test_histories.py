@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from random_logs import ItemEvent, Record, User, histories_of, random_log
 
 from reeltalk.data.dataset import Dataset, Split, Task
-from reeltalk.data.histories import Histories, request_windows, rows_before, target_windows, training_windows
+from reeltalk.data.histories import (
+    Histories,
+    request_windows,
+    rows_before,
+    shared_windows,
+    target_windows,
+    training_windows,
+)
+from reeltalk.data.ragged import ranges
 from reeltalk.errors import DataError
 
 LENGTHS = st.integers(1, 7)
@@ -100,6 +108,29 @@ def test_target_windows(task: Task, length: int) -> None:
         assert windows.end[window] == windows.first_target[window] == row
         assert windows.request[window] == times[row]
         assert other_rows(histories, windows, window, task) == known_before(histories, task, user, times[row])[-length:]
+
+
+@pytest.mark.parametrize("length", [1, 3, 50])
+def test_shared_windows(length: int) -> None:
+    """Each target from the same entries as in a window of its own; some rows are no targets, in any order."""
+    histories = random_log(1, num_users=30).histories
+    rows = np.random.default_rng(0).permutation(histories.item_offsets[-1])[:-40]
+    own = target_windows(histories, "item", rows, length=length)
+    windows, place = shared_windows(histories, rows, length=length)
+    asked = ranges(windows.first_target, windows.end + 1)
+    window = np.repeat(np.arange(len(windows)), windows.num_targets)[place]
+    assert np.array_equal(asked[place], rows)
+    for name in ("user", "begin", "other_begin"):
+        assert np.array_equal(getattr(windows, name)[window], getattr(own, name)), name
+    assert (windows.other_end[window] >= own.other_end).all()
+    assert (windows.end - windows.begin <= length).all()
+    assert (windows.other_end - windows.other_begin <= length).all()
+    assert length < 50 or len(windows) == len(np.unique(own.user)) < len(rows)
+
+
+def test_no_targets_share_no_window() -> None:
+    windows, place = shared_windows(random_log(1, num_users=3).histories, np.zeros(0, np.int64), length=5)
+    assert len(windows) == len(place) == 0
 
 
 @pytest.mark.parametrize("task", ["item", "comment"])

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 
 from reeltalk.artifacts import PROGRESS, write_manifest
 from reeltalk.data.dataset import Dataset, Split, Task
+from reeltalk.data.histories import target_windows
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.settings import EvaluationSettings
-from reeltalk.objectives import item_objective
+from reeltalk.objectives import item_objective, target_preferences
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
 from reeltalk.training.finetune import finetune
@@ -146,6 +147,23 @@ def test_a_ranker_keeps_what_it_was_asked_before(toy_dataset: Dataset, toy_text:
     for rows in ([0, 1, 2], [1, 2, 3], [0], [5, 4, 3, 2, 1, 0], range(len(targets)), []):
         chosen = np.array(rows, dtype=np.int64)
         torch.testing.assert_close(ranker.preferences(targets[chosen]), whole[torch.from_numpy(chosen)])
+
+
+@pytest.mark.parametrize(("name", "length"), [("lsvcr", 50), ("lsvcr", 3), ("gru4rec", 50), ("bert4rec", 50)])
+def test_targets_are_ranked_from_their_own_windows(
+    toy_dataset: Dataset, toy_text: TextTable, name: str, length: int
+) -> None:
+    values = {"data": {"history_length": length}}
+    system = System.new(toy_dataset, text=toy_text, settings=finetune_settings(name, "item").model_validate(values))
+    targets = toy_dataset.candidates("item", Split.TEST)
+    assert len(targets) > targets["user_id"].n_unique(), "some could share a window"
+    preference_BD = SystemRanker(system).preferences(targets)
+    windows = target_windows(
+        system.feed.histories, "item", targets["target"].to_numpy().astype(np.int64), length=length
+    )
+    batch, wanted = system.feed.item_batch(windows)
+    with torch.inference_mode():
+        torch.testing.assert_close(preference_BD, target_preferences(system.recommender, batch, wanted))
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(

@@ -210,6 +210,27 @@ def target_windows(histories: Histories, task: Task, target_rows: Ints, *, lengt
     return _with_other(histories, task, user, begin, target_rows, target_rows, moments[target_rows], length)
 
 
+def shared_windows(histories: Histories, target_rows: Ints, *, length: int) -> tuple[Windows, Ints]:
+    """The windows of `target_windows` for the item task, fewer: a user's targets share one as long as it holds all
+    that happened before. Also the place of each target among all targets of the windows.
+
+    For causal models, which predict each from the same entries as in a window of its own.
+    """
+    order = np.argsort(target_rows, kind="stable")
+    rows = target_rows[order]
+    own = target_windows(histories, "item", rows, length=length)
+    is_whole = (own.begin == histories.item_offsets[own.user]) & (own.other_begin == histories.record_offsets[own.user])
+    is_joined = (own.user[1:] == own.user[:-1]) & is_whole[1:]  # with the target before it
+    is_first = np.concatenate([[True], ~is_joined])[: len(rows)]
+    is_last = np.concatenate([~is_joined, [True]])[: len(rows)]
+    windows = replace(own[is_last], first_target=rows[is_first])
+    count = windows.num_targets
+    window = np.cumsum(is_first) - 1
+    place = np.empty_like(rows)
+    place[order] = (np.cumsum(count) - count)[window] + rows - windows.first_target[window]
+    return windows, place
+
+
 def request_windows(histories: Histories, task: Task, users: Ints, request: Ints, *, length: int) -> Windows:
     """One window a user: everything before the request's time, the target row being the one that is yet to come."""
     offsets, _, _ = _anchor(histories, task)

@@ -54,8 +54,8 @@ class CosineTransformer(Recommender):
         return unit(self.embeddings())
 
     def item_preferences(self, batch: Batch) -> Tensor:
-        item_RL = batch.items.item_RL
-        return self.preferences(batch.items, self.embeddings(item_RL.flatten()).view(*item_RL.shape, -1))
+        item_M, place_RL = batch.items.item_RL.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        return self.preferences(batch.items, F.embedding(place_RL, self.embeddings(item_M)))
 
     def item_step(self, batch: Batch, *, regularise: bool) -> Step:
         embedding_ND = self.embeddings()  # once, as inputs and as targets

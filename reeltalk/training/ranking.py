@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from reeltalk.data.dataset import Task
-from reeltalk.data.histories import target_windows
+from reeltalk.data.histories import shared_windows, target_windows
 from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.evaluation.ranker import Scores
+from reeltalk.models import model_spec
 from reeltalk.objectives import comment_scores, target_preferences
 from reeltalk.training.system import System
 
 WINDOWS_A_BATCH = 512
+PAIRS_AT_ONCE = 1 << 12  # of targets and candidates: 2 MiB of vectors at width 64, which stay in cache
 
 
 class SystemRanker:
@@ -64,13 +66,17 @@ class SystemRanker:
 
     def _make_preferences(self, rows: Ints) -> Tensor:
         system = self.system
-        windows = target_windows(system.feed.histories, "item", rows, length=system.settings.data.history_length)
+        histories, length = system.feed.histories, system.settings.data.history_length
+        if model_spec(system.settings.name, "item").is_causal:
+            windows, place = shared_windows(histories, rows, length=length)
+        else:
+            windows, place = target_windows(histories, "item", rows, length=length), np.arange(len(rows))
         parts = []
         for start in range(0, len(windows), WINDOWS_A_BATCH):
             batch, wanted = system.feed.item_batch(windows[start : start + WINDOWS_A_BATCH])
             device = self._device()
             parts.append(target_preferences(system.recommender, batch.to(device), wanted.to(device)).float().cpu())
-        return torch.cat(parts)
+        return torch.cat(parts)[torch.from_numpy(place)]
 
     @torch.inference_mode()
     def catalogue_scores(self, targets: pl.DataFrame) -> Tensor:
@@ -84,14 +90,9 @@ class SystemRanker:
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         """One score a candidate, in the order of `candidates.values`."""
         if self.task == "item":
-            preference_BD = self.preferences(targets)
             owner = torch.from_numpy(candidates.owners)
             chosen = torch.from_numpy(candidates.values.astype(np.int64))
-            parts = [
-                (preference_BD[o] * self.item_vectors()[c]).sum(1)
-                for o, c in zip(torch.split(owner, 1 << 18), torch.split(chosen, 1 << 18), strict=True)
-            ]
-            return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+            return paired_dots(self.preferences(targets), owner, self.item_vectors(), chosen).numpy()
         return self._comment_scores(targets, candidates)
 
     def _comment_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
@@ -111,3 +112,14 @@ class SystemRanker:
 
     def _device(self) -> torch.device:
         return next(self.system.parameters()).device
+
+
+def paired_dots(a_BD: Tensor, row_M: Tensor, b_ND: Tensor, column_M: Tensor) -> Tensor:
+    """a_BD[row_M] times b_ND[column_M], summed over D: [M]. The memory of a few pairs serves all of them."""
+    left, right = (torch.empty(PAIRS_AT_ONCE, each.shape[1]) for each in (a_BD, b_ND))
+    dot_M = torch.empty(len(row_M))
+    for dot, row, column in zip(*(torch.split(each, PAIRS_AT_ONCE) for each in (dot_M, row_M, column_M)), strict=True):
+        a = torch.index_select(a_BD, 0, row, out=left[: len(dot)])
+        b = torch.index_select(b_ND, 0, column, out=right[: len(dot)])
+        torch.sum(a.mul_(b), dim=1, out=dot)
+    return dot_M
