@@ -31,6 +31,8 @@ def test_the_papers_tables_can_be_run(name: str, tmp_path: Path) -> None:
     of_search = [trials_of(experiment.grid(of), limit=budget, seed=0) for of in experiment.of_systems]
     assert {len(trials) for trials in of_search} == {budget}, "the same budget for all"
     for data in experiment.of_data:
+        for system in experiment.of_systems:
+            assert experiment.chain(data, system, {}).tasks[experiment.task].model.dim == 64, "as in the paper"
         chain = experiment.chain(data, "lsvcr-aligned", {"train.learning_rate": 0.1}, seed=2, epochs=3)
         assert chain.align is not None
         assert chain.align.train.seed == 0
