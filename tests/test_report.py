@@ -25,6 +25,8 @@ from reeltalk.evaluation.ranker import Scores
 from reeltalk.evaluation.report import Report, write_report
 from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.evaluation.significance import compare
+from reeltalk.experiments import standings as held
+from reeltalk.experiments.comparison_text import gain
 
 HOSTILE = "<b>model</b> & 'co'"
 MODEL = Manifest("model", 1, {"train": {"seed": 11, "note": "</pre><script>"}}, {}, {}, {}, {"torch": "2"}, "feedbeef")
@@ -217,3 +219,13 @@ def test_a_gain_is_coloured_where_a_test_bears_it_out(
         for found in of_metrics.values():
             found.update(difference=difference, gain=difference, p_ttest=p)
     assert ('class="up"' in render(document)) == is_up
+
+
+def test_a_comparison_goes_by_the_corrected_p_value() -> None:
+    metrics = {"full": {"mrr": held.Spread(0.2, None, None, {0: 0.2})}}
+    standings = {"ours": held.Standing("ours", metrics, {}), "other": held.Standing("baseline", metrics, {})}
+    for difference, p_holm, is_up in ((0.1, 0.04, True), (0.1, 0.06, False), (0.1, None, False), (-0.1, 0.01, False)):
+        tests = {"ours": {"other": {"full": {"mrr": held.Test(difference, None, 0.01, p_holm)}}}}
+        found = gain(held.Table(9, 9, standings, tests, {}), "ours", "full", "mrr", kind="baseline")
+        assert found is not None
+        assert (found.over, found.is_up) == ("other", is_up)

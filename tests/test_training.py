@@ -29,7 +29,7 @@ from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_k
 from reeltalk.training import finetune as command
 from reeltalk.training.finetune import finetune
 from reeltalk.training.module import FinetuneModule
-from reeltalk.training.ranking import SystemRanker
+from reeltalk.training.ranking import PAIRS_AT_ONCE, SystemRanker, paired_dots
 from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import WEIGHTS, System, load_system
@@ -164,6 +164,16 @@ def test_targets_are_ranked_from_their_own_windows(
     batch, wanted = system.feed.item_batch(windows)
     with torch.inference_mode():
         torch.testing.assert_close(preference_BD, target_preferences(system.recommender, batch, wanted))
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 2 * PAIRS_AT_ONCE + 7])
+def test_pairs_are_multiplied_piece_by_piece(pairs: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    a_BD, b_ND = torch.randn(9, 5, generator=rng), torch.randn(21, 5, generator=rng)
+    row_M, column_M = (torch.randint(high, (pairs,), generator=rng) for high in (9, 21))
+    whole_BN = a_BD.double() @ b_ND.double().T
+    dots = paired_dots(a_BD, row_M, b_ND, column_M)
+    torch.testing.assert_close(dots.double(), whole_BN[row_M, column_M], rtol=1e-5, atol=1e-5)
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(
