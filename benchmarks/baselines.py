@@ -80,7 +80,7 @@ def measure(
     memory = peak_memory_mib()
     seconds = statistics.median(passes_of(scratch / "model")["seconds"].to_list()[1:])
     note = f"median of passes 2 to {passes}"
-    if not MODELS[name].is_causal:
+    if not MODELS[name].make.is_causal:
         share = training_targets(raw) / predicted(system)
         note += f", times {share:.2f}: it predicts the hidden items alone"
         seconds *= share

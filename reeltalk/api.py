@@ -126,9 +126,12 @@ def evaluate_model(
 
 
 def _training_log(model: Path) -> pl.DataFrame | None:
-    """The newest CSV log of a model folder; None where it was logged another way."""
-    logs = sorted((model / "logs").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not logs:
-        return None
-    with reading_file(logs[-1]):
-        return pl.read_csv(logs[-1], infer_schema_length=None)
+    """The CSV logs of a model folder, one a run that was interrupted, as one; None where it was logged another way."""
+    log: pl.DataFrame | None = None
+    logs = (model / "logs").glob("version_*/metrics.csv")
+    for path in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+        with reading_file(path):
+            of_run = pl.read_csv(path, infer_schema_length=None)
+            before = pl.DataFrame() if log is None else log.filter(pl.col("step") < of_run["step"].min())
+            log = pl.concat([before, of_run], how="diagonal_relaxed")
+    return log

@@ -70,9 +70,14 @@ def file_digest(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is either the old one or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file or folder is written before it takes its place."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
@@ -216,7 +221,7 @@ def refuse_existing(out: Path, *, kind: str, overwrite: bool | None) -> None:
 
     `overwrite` replaces a finished folder of the same kind that holds no files but its own; None: the step never does.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not {*out.iterdir()} - {_partial(out / PROGRESS)}):
         return
     if not out.is_dir():
         raise ArtifactError(f"{out} is a file; choose another place for the folder")
@@ -242,18 +247,23 @@ def new_folder(out: Path, *, kind: str, overwrite: bool = False) -> Iterator[Pat
     """
     refuse_existing(out, kind=kind, overwrite=overwrite)
     place = out.resolve()  # a link stays one
-    partial = place.with_name(f".{place.name}.partial")
+    partial, old = _partial(place), place.with_name(f".{place.name}.old")
     with only_writer(partial, out=out):
         for path in partial.iterdir():  # what a run that was killed left
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
+            refuse_existing(out, kind=kind, overwrite=overwrite)  # another run may have ended in between
             yield partial
             if not (partial / MANIFEST).is_file():
                 raise AssertionError("a step must write its manifest before its folder is finished")
+            shutil.rmtree(old, ignore_errors=True)
             if place.exists():
-                shutil.rmtree(place)
+                os.replace(place, old)
             os.replace(partial, place)
         finally:
+            if old.exists() and not place.exists():
+                os.replace(old, place)
+            shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)
 
 

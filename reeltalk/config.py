@@ -108,6 +108,8 @@ def list_settings(
         part = type(default) if isinstance(default, BaseModel) else _model_in(field.annotation)
         if part is not None:
             yield from list_settings(part, section=f"{section}{name}.", defaults=default)
+        elif get_origin(field.annotation) is dict and (named := _model_in(get_args(field.annotation)[1])) is not None:
+            yield from list_settings(named, section=f"{section}{name}.NAME.")
         else:
             shown = "" if field.is_required() else json.dumps(default, default=str)
             yield f"{section}{name}", shown, "; ".join(filter(None, [_choices(field.annotation), field.description]))
@@ -127,7 +129,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}; give --config a YAML file") from error
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; give a YAML file of settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not YAML: {_one_line(error)}") from error
     if not isinstance(values, dict | None):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reeltalk import artifacts
 from reeltalk.artifacts import MANIFEST, folder_kind, new_folder, read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError
@@ -50,6 +53,54 @@ def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
         made(out, overwrite=True)
     assert (out / "logs" / "raw.csv").read_text() == "my own"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_the_old_folder_stays_until_the_new_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, replace = made(tmp_path / "out"), os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if Path(source).name == ".out.partial":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", fails)
+        made(out, overwrite=True, text="y")
+    assert (out / "file").read_text() == "x"
+    made(out, overwrite=True, text="y")
+    assert (out / "file").read_text() == "y"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_another_run_finished_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(folder: Path, *, out: Path | None = None) -> Iterator[None]:
+        with only_writer(folder, out=out):
+            (tmp_path / "other").rename(tmp_path / "out")
+            yield
+
+    made(tmp_path / "other")
+    monkeypatch.setattr(artifacts, "only_writer", late)
+    with pytest.raises(ArtifactError, match="already exists and is not empty"):
+        made(tmp_path / "out", text="y")
+    assert (tmp_path / "out" / "file").read_text() == "x"
+
+
+def test_a_step_that_could_not_write_its_first_file_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "replace", full)
+        resumable_folder(out, kind="thing", config={}, parents={})
+    assert list(out.iterdir())
+    assert not resumable_folder(out, kind="thing", config={}, parents={})
+    assert resumable_folder(out, kind="thing", config={}, parents={})
 
 
 def test_a_file_is_no_place_for_a_folder_and_a_link_stays_one(tmp_path: Path) -> None:

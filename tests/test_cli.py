@@ -58,6 +58,8 @@ def test_settings_are_listed_in_the_form_that_set_takes() -> None:
     assert "source.num_users" in run("settings", "simulator").stdout
     chain = run("settings", "train").stdout
     assert all(name in chain for name in ("align.loss.ssc", "finetune.comment.model.text_dim", "prepare.split"))
+    experiment = run("settings", "compare").stdout
+    assert all(name in experiment for name in ("data.NAME.prepare.split", "systems.NAME.grid", "search.trials"))
     assert "did you mean 'encode'?" in run("settings", "encoed").stderr
 
 
@@ -103,6 +105,10 @@ def test_prepare_writes_its_folder_and_prints_figures(toy_tables: Path, tmp_path
         (["prepare", "simulator", "--out", "x", "--set", "sed=1"], "sed is unknown; did you mean 'seed'?"),
         (["prepare", "tables", "--out", "x", "--raw", "nowhere"], "nowhere does not exist"),
         (["prepare", "tables", "--out", "x", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (
+            ["train", "nowhere.yaml", "--out", "x"],
+            "nowhere.yaml cannot be read: No such file or directory; give a YAML",
+        ),
         (["finetune", "nowhere", "--out", "x"], "give --task item or --task comment"),
         (["finetune", "nowhere", "--out", "x", "--task", "video"], "--task video is unknown"),
         (["finetune", "nowhere", "--out", "x", "--task", "item", "--model", "lsvc"], "did you mean 'lsvcr'?"),
@@ -119,6 +125,16 @@ def test_mistakes_are_told_without_a_traceback(
     assert "Traceback" not in result.output
     assert result.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_settings_and_an_option_may_not_contradict_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("name: lsvcr\ntask: item\n")
+    for option, value, held in (("--model", "sasrec", "lsvcr"), ("--task", "comment", "item")):
+        result = run("finetune", "nowhere", "--out", "x", "--config", file, option, value)
+        assert result.exit_code == 2
+        assert f"{option} {value}, but" in result.stderr
+        assert f"is for {held}; leave the option out" in result.stderr
 
 
 def fails_with(error: BaseException) -> Callable[..., NoReturn]:

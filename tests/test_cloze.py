@@ -24,7 +24,7 @@ from reeltalk.models.recommender import Recommender, Step
 from reeltalk.objectives import item_objective
 
 LENGTH = 9
-cloze_models = pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if not spec.is_causal])
+cloze_models = pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if not spec.make.is_causal])
 
 
 def training_batch(log: Log) -> tuple[PackedWindows, Batch]:

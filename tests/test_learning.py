@@ -73,7 +73,7 @@ def test_the_next_item_of_a_ring(name: str) -> None:
         preference_TD = target_preferences(model.eval(), batch, targets)
         best_T = (preference_TD @ model.item_vectors()[1:].T).argmax(1) + 1
     # What opens a history follows from nothing; who trains on hidden entries has seen no history shorter than these.
-    fewest = 1 if MODELS[name].is_causal else int((windows.end - windows.begin).min())
+    fewest = 1 if MODELS[name].make.is_causal else int((windows.end - windows.begin).min())
     follows_T = batch.items.position_RL.flatten()[targets.position_T] >= fewest - 1
     assert follows_T.sum() > 100
     assert torch.equal(best_T[follows_T], targets.item_T[follows_T])  # Recall@1 = 1

@@ -24,7 +24,9 @@ from reeltalk.objectives import comment_objective, comment_scores, item_objectiv
 LENGTH = 10
 PRECISIONS = [(np.float32, 1e-5), (np.float64, 1e-12)]
 every_model = pytest.mark.parametrize(("name", "task"), MODEL_TASKS)
-causal_models = pytest.mark.parametrize(("name", "task"), [pair for pair in MODEL_TASKS if MODELS[pair[0]].is_causal])
+causal_models = pytest.mark.parametrize(
+    ("name", "task"), [pair for pair in MODEL_TASKS if MODELS[pair[0]].make.is_causal]
+)
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -38,7 +40,7 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 def windows_of(name: str, model: Recommender, log: Log, task: Task) -> Windows:
     """Whole histories; of a model that is not causal, a window a target."""
     windows = training_windows(log.histories, task, length=LENGTH, has_start=model.has_start)
-    if MODELS[name].is_causal:
+    if MODELS[name].make.is_causal:
         return windows
     return target_windows(log.histories, task, ranges(windows.first_target, windows.end + 1), length=LENGTH)
 
@@ -63,6 +65,15 @@ def test_a_position_of_a_whole_history_equals_the_prefix_alone(
     if MODELS[name].is_personal:
         distinct = np.unique(whole_TD.numpy().round(6), axis=0)
         assert len(distinct) > 0.5 * len(rows)  # before their first words users are alike
+
+
+@every_model
+def test_full_windows_stand_beside_padding(name: str, task: Task) -> None:
+    log = random_log(7, max_items=25, max_records=15)
+    model = random_model(name, task, log, length=LENGTH)
+    windows = windows_of(name, model, log, task)
+    assert (windows.end - windows.begin).max() >= LENGTH
+    assert preferences(model, log, windows, task)[1].isfinite().all()
 
 
 @every_model

@@ -144,6 +144,7 @@ def test_it_keeps_the_contract(
     for seed in range(2):
         contract.test_a_position_of_a_whole_history_equals_the_prefix_alone(NAME, "item", *precision, seed)
         contract.test_future_events_change_nothing(NAME, "item", seed)
+    contract.test_full_windows_stand_beside_padding(NAME, "item")
     contract.test_a_row_alone_equals_the_row_in_a_batch(NAME, "item", *precision)
     contract.test_the_target_itself_does_not_show(NAME, "item")
     contract.test_every_parameter_gets_a_gradient(NAME)

@@ -36,6 +36,15 @@ def test_of_a_large_grid_every_value_is_drawn_as_often() -> None:
     assert drawn != trials_of(grid, limit=10, seed=4)
 
 
+def test_no_two_settings_go_together() -> None:
+    grid: dict[str, list[Any]] = {"rate": [1, 2, 3, 4, 5], "encoder": [True, False], "dropout": [0.2, 0.5]}
+    for limit, least in ((9, 2), (12, 3)):
+        drawn = trials_of(grid, limit=limit, seed=0)
+        together = Counter((each["encoder"], each["dropout"]) for each in drawn)
+        assert len(together) == 4
+        assert min(together.values()) >= least
+
+
 def learn(trials: Sequence[float], epochs: int | None) -> list[float | None]:
     """A fake objective: every trial nears its own number, which it reaches in full; one always fails."""
     return [None if trial == 13 else trial * (1 - 0.5 ** (epochs or 100)) for trial in trials]

@@ -243,15 +243,16 @@ def test_aligned_once_the_seeds_are_those_of_fine_tuning(base: ChainSettings, tm
     for variant in plan.variants:
         assert len({of["aligned"] for key, of in folders.items() if key[0] == variant}) == 1
     assert len({of[task] for (_, _, task), of in folders.items()}) == 8
-    # data, texts, an alignment a variant, a report a run: each is told once, by a name of those that asked for it
-    assert len(told) == 2 + 2 + 8
+    # data, texts, an alignment and its texts a variant, a report a run: each is told once, by a name of those that
+    # asked for it
+    assert len(told) == 2 + 2 * 2 + 8
     assert told[:2] == ["[1/1] full, seed 0: data: done", "[2/2] full, seed 0: text: done"]
-    assert any(line.startswith("[12/12] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+    assert any(line.startswith("[14/14] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
 
 
 def test_what_is_shared_is_made_before_what_shares_it(base: ChainSettings) -> None:
     """Also by a task that reads no text: both would else make the data at the same time."""
-    assert stages_of(base, "item") == ["data", "text", "text-aligned", "item-report"]
+    assert stages_of(base, "item") == ["data", "text", "aligned", "text-aligned", "item-report"]
     chain = load_chain(base=base, overrides=["align=null", "finetune.item=null", "finetune.item={name: sasrec}"])
     assert stages_of(chain, "item") == ["data", "item-report"]
     assert stages_of(chain, "comment") == ["data", "text", "comment-report"]
@@ -271,6 +272,9 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
     assert key(until="text") != key("encode.max_tokens=7", until="text")
     assert key(until="data") == key("encode.max_tokens=7", until="data")
     assert key(until="text-aligned") != key("align.loss.lm=0", until="text-aligned")
+    shorter = "encode_aligned={max_tokens: 7}"  # than alignment reads: the same alignment, other vectors
+    assert key(until="aligned") == key(shorter, until="aligned")
+    assert key(until="text-aligned") != key(shorter, until="text-aligned")
 
 
 def test_several_processes_reach_what_one_does(toy_dataset: Dataset, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from reeltalk.api import _training_log
 from reeltalk.artifacts import PROGRESS, write_manifest
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.histories import target_windows
@@ -222,8 +224,9 @@ def test_an_interrupted_run_says_so_and_goes_on(
     load_system(tmp_path / "out")
 
 
+@pytest.mark.parametrize("patience", [None, 2])
 def test_a_run_killed_at_its_end_does_not_start_over(
-    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patience: int | None, toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the manifest it still has its checkpoints; behind it, what is left of them is no part of the folder."""
 
@@ -231,7 +234,10 @@ def test_a_run_killed_at_its_end_does_not_start_over(
         raise InterruptedError("killed")
 
     settings = small_settings("item", epochs=3)
-    chosen = settings.model_copy(update={"train": settings.train.model_copy(update={"checkpoint_seconds": 1e-9})})
+    faster = {"checkpoint_seconds": 1e-9} | ({} if patience is None else {"max_epochs": 40, "patience": patience})
+    chosen = settings.model_copy(update={"train": settings.train.model_copy(update=faster)})
+    if patience is not None:
+        monkeypatch.setattr(Validation, "value", lambda self: 0.5)
 
     def run(out: Path) -> System:
         return finetune(toy_dataset, text=toy_text, settings=chosen, out=out)
@@ -252,6 +258,47 @@ def test_a_run_killed_at_its_end_does_not_start_over(
     load_system(tmp_path / "finished")
     with pytest.raises(ArtifactError, match="already exists"):
         run(tmp_path / "finished")
+
+
+@pytest.mark.parametrize(("accumulate", "stop"), [(1, 0), (1, 3), (4, 0), (4, 3), (4, 6)])
+def test_a_run_stopped_anywhere_and_moved_goes_on_to_the_same_weights(
+    accumulate: int,
+    stop: int,
+    toy_dataset: Dataset,
+    toy_text: TextTable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = {"max_epochs": 4, "batch_size": 8, "accumulate": accumulate, "learning_rate": 0.01, "patience": 4}
+    values = {"model": SMALL, "train": train | {"precision": "float32", "checkpoint_seconds": 1e-9}}
+    settings = finetune_settings("lsvcr", "item").model_validate(values)
+    step, done, reached = FinetuneModule.training_step, list[int](), [0.3, 0.5, 0.4, 0.2]
+    per_epoch = 5 * accumulate
+
+    def run(out: Path, *, batches: int | None = None) -> System:
+        def stopping(self: FinetuneModule, *arguments: Any) -> Tensor:
+            if self.batches.batches_done == batches:
+                raise InterruptedError("stopped")
+            done.append(self.batches.batches_done)
+            return step(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FinetuneModule, "training_step", stopping)
+            patch.setattr(Validation, "value", lambda self: reached[done[-1] // per_epoch])
+            return finetune(toy_dataset, text=toy_text, settings=settings, out=out)
+
+    run(tmp_path / "unbroken")
+    assert len(done) == 4 * per_epoch
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "begun", batches=2 * per_epoch + stop)
+    (tmp_path / "begun").rename(tmp_path / "moved")
+    run(tmp_path / "moved")
+    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("unbroken", "moved"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logged = _training_log(tmp_path / "moved")
+    assert logged is not None
+    assert logged["validation"].drop_nulls().to_list() == pytest.approx(reached)
+    assert logged["step"].is_sorted()
 
 
 def test_other_settings_do_not_go_on_with_a_begun_run(

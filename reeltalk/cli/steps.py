@@ -110,7 +110,7 @@ def pretrain(
     from reeltalk.training.pretrain import pretrain_settings
 
     given = read_yaml(config) if config is not None else {}
-    name = model or str(given.get("name", "unisrec"))
+    name = _asked("--model", model, config, given.get("name")) or "unisrec"
     settings = load_settings(pretrain_settings(name), file=config, overrides=overrides or [])
     table = None if text is None else TextTable.load(text)
     print_facts(out, run(Dataset.load(dataset), text=table, settings=settings, out=out).facts)
@@ -140,14 +140,14 @@ def finetune(
     from reeltalk.config import load_settings, read_yaml
 
     given = read_yaml(config) if config is not None else {}
-    chosen = as_task(task or given.get("task"))
+    chosen = as_task(_asked("--task", task, config, given.get("task")))
+    name = _asked("--model", model, config, given.get("name")) or "lsvcr"
 
     from reeltalk.data.dataset import Dataset
     from reeltalk.text.table import TextTable
     from reeltalk.training.finetune import finetune as run
     from reeltalk.training.settings import finetune_settings
 
-    name = model or str(given.get("name", "lsvcr"))
     settings = load_settings(finetune_settings(name, chosen), file=config, overrides=overrides or [])
     table = None if text is None else TextTable.load(text)
     run(Dataset.load(dataset), text=table, settings=settings, out=out, start=start)
@@ -183,3 +183,10 @@ def evaluate(
     )
     print_systems(report)
     print_facts(out, {"page": str(out / "report.html")})
+
+
+def _asked(option: str, value: str | None, config: Path | None, held: object) -> str | None:
+    """What an option or the file of settings asks for; raises ConfigError where they contradict each other."""
+    if value is not None and held is not None and value != held:
+        raise ConfigError(f"{option} {value}, but {config} is for {held}; leave the option out, or give another file")
+    return value if held is None else str(held)

@@ -41,7 +41,7 @@ class _Tensors:
 class PackedHistory(_Tensors):
     """One kind of history of all users in the batch.
 
-    segment_RL: which user of the row, 1.., 0 at padding. position_RL: row of the position table, -1 at the start entry;
+    segment_RL: which user of the row, 1.., 0 at padding. position_RL: row of the position table, -1 at start, padding;
     the index of the entry in its window, where positions are not drawn. item_RL: item_id, 0 at start and padding.
     comment_RLK: rows of `Batch.comment_U`, 0 where there is none: the record's comments, or the item's hot comment.
     known_RL: time (ms) from which the other history may look at the entry. horizon_RL: time of the next target; an
@@ -200,7 +200,7 @@ class Packing:
 
 def pack(item_length: Ints, record_length: Ints) -> Packing:
     """Lay windows into rows: those that need most room first, each in the first row with room for it in both grids."""
-    item_room, record_room = _aligned(item_length), _aligned(record_length)
+    item_room, record_room = _rooms(item_length, record_length)
     if len(item_length) == 1:  # a request
         first, only = np.zeros(1, np.int64), np.ones(1, np.int64)
         return Packing(first, only, first, first, num_rows=1, item_columns=item_room, record_columns=record_room)
@@ -239,9 +239,21 @@ def pack(item_length: Ints, record_length: Ints) -> Packing:
     )
 
 
-def _aligned(lengths: Ints) -> int:
-    longest = int(lengths.max(initial=1))
-    return -(-longest // ALIGN) * ALIGN
+def _rooms(item_length: Ints, record_length: Ints) -> tuple[int, int]:
+    """Columns of both grids: what the longest windows need.
+
+    Where one side is short, up to half of the other's, so that it does not close rows in which the other has room:
+    twice its share, which leaves the first fit something to choose from.
+    """
+    items, records = _aligned(int(item_length.max(initial=1))), _aligned(int(record_length.max(initial=1)))
+    by_items = 2 * items * int(record_length.sum()) // max(1, int(item_length.sum()))
+    by_records = 2 * records * int(item_length.sum()) // max(1, int(record_length.sum()))
+    wide_items, wide_records = (_aligned(min(by_records, records // 2)), _aligned(min(by_items, items // 2)))
+    return max(items, wide_items), max(records, wide_records)
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGN) * ALIGN
 
 
 @dataclass(frozen=True)

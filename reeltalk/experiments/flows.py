@@ -16,7 +16,7 @@ from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.runner import DATA, TEXT, TEXT_ALIGNED
 from reeltalk.experiments.schedule import Flow
 from reeltalk.experiments.search import halving, trials_of
-from reeltalk.training.start import PRETRAINED
+from reeltalk.training.start import ALIGNED, PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,17 @@ def line_flow(experiment: ExperimentSettings, line: Line, *, out: Path) -> Flow:
 def _start(jobs: _Jobs, seeds: Sequence[int]) -> Generator[list[Job], list[Cell], dict[int, str | None]]:
     """Align or pre-train with each seed what starts so; what stopped it by seed, None where nothing did."""
     of_system = jobs.experiment.of_systems[jobs.line.system]
+    stages: dict[str, str] = {}
     if of_system.align is not None:
-        what, until = "alignment", TEXT_ALIGNED
+        stages = {ALIGNED: "alignment", TEXT_ALIGNED: "encoding by the aligned LLM"}
     elif of_system.pretrain is not None:
-        what, until = "pre-training", PRETRAINED
-    else:
-        return dict.fromkeys(seeds)
-    cells = yield [jobs.of({}, f"{what}, seed {seed}", seed=seed, until=until) for seed in seeds]
-    return {seed: cell.error for seed, cell in zip(seeds, cells, strict=True)}
+        stages = {PRETRAINED: "pre-training"}
+    errors: dict[int, str | None] = dict.fromkeys(seeds)
+    for until, what in stages.items():
+        going = [seed for seed in seeds if errors[seed] is None]
+        cells = yield [jobs.of({}, f"{what}, seed {seed}", seed=seed, until=until) for seed in going]
+        errors |= {seed: cell.error for seed, cell in zip(going, cells, strict=True)}
+    return errors
 
 
 def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | None]:
@@ -118,7 +121,8 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
             asked, epochs = next(rounds) if values is None else rounds.send(values)
         except StopIteration as end:
             if end.value is None:
-                line.error = f"every trial failed, the first of them: {line.trials[0].error}"
+                failed = next(trial for trial in line.trials if trial.error is not None)
+                line.error = f"every trial that was left failed, the first that did: {failed.error}"
             best: dict[str, Any] | None = end.value
             return best
         cells = yield [

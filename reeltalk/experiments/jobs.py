@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.runner import DATA, STARTS, TEXT, Made, Runner, error_line
+from reeltalk.training.start import ALIGNED
 
 REQUESTS, WARM_UP = 300, 20
 _OF_TRAINING = {"finetune", "evaluate"}
@@ -29,6 +31,7 @@ _NOT_READ = {  # by step: sections of a chain that neither it nor a step before 
     DATA: _OF_TEXT | {"encode", "text"},
     TEXT: _OF_TEXT,
     **dict.fromkeys(STARTS, _OF_TRAINING),
+    ALIGNED: _OF_TRAINING | {"encode_aligned"},
 }
 
 
@@ -77,6 +80,8 @@ def run_cell(steps: Iterable[Made], task: Task, *, variant: str, seed: int, unti
                 break
     except Exception as error:
         trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
+        if trace is not None:
+            print(f"{variant}\n{trace}", file=sys.stderr, flush=True)
         return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)
     return Cell(variant, seed, task, folders)
 

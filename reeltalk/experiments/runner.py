@@ -69,7 +69,7 @@ def stages_of(settings: ChainSettings, task: Task) -> list[str]:
     if settings.reads_text(task):
         shared.append(TEXT)
     if settings.reads_text(task) and settings.align is not None:
-        shared.append(TEXT_ALIGNED)
+        shared += [ALIGNED, TEXT_ALIGNED]
     elif settings.is_pretrained(task):
         shared.append(PRETRAINED)
     return [*shared, f"{task}-report"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ Trial = TypeVar("Trial")
 def trials_of(grid: Mapping[str, Sequence[Any]], *, limit: int | None, seed: int) -> list[dict[str, Any]]:
     """Configurations of a grid: all where it has no more than `limit`, else so many drawn with the seed.
 
-    Each value of a setting is drawn about as often as its others.
+    Each value of a setting is drawn about as often as its others, and so is each pair of two settings' values.
 
     >>> drawn = trials_of({"rate": [1, 2, 3], "width": [8, 16]}, limit=3, seed=0)
     >>> sorted(each["rate"] for each in drawn)
@@ -24,12 +24,16 @@ def trials_of(grid: Mapping[str, Sequence[Any]], *, limit: int | None, seed: int
     places = list(itertools.product(*(range(len(values)) for values in grid.values())))
     if limit is not None and len(places) > limit:
         left = [places[row] for row in np.random.default_rng(seed).permutation(len(places))]
-        used: Counter[tuple[int, int]] = Counter()
+        used: Counter[tuple[tuple[int, int], ...]] = Counter()  # settings' places with their values'
         places = []
+
+        def drawn(place: tuple[int, ...], size: int) -> Iterator[tuple[tuple[int, int], ...]]:
+            return itertools.combinations(enumerate(place), size)
+
         while len(places) < limit:
-            best = min(left, key=lambda place: sum(used[value] for value in enumerate(place)))
+            best = min(left, key=lambda place: [sum(used[of] for of in drawn(place, size)) for size in (1, 2)])
             left.remove(best)
-            used.update(enumerate(best))
+            used.update(itertools.chain(drawn(best, 1), drawn(best, 2)))
             places.append(best)
     return [{name: values[place] for (name, values), place in zip(grid.items(), each, strict=True)} for each in places]
 

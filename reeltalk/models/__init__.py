@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -47,18 +46,15 @@ class ModelSpec:
     `make(settings, items, history_length=...)` is the model's class. `reads`: whether it learns a vector of each item
     (ids), needs text vectors, makes its preferences from item events (items), from the history of comments (records).
 
-    Of a causal model, one pass over a history gives the preference after each entry, whatever follows. One that is not
-    looks both ways: it gives the preference after the last entry alone, and trains on hidden entries. A model that is
-    not personal gives all users the same preference. One of the comment task that does not see what is watched has the
-    same under each item.
+    A model that is not personal gives all users the same preference. One of the comment task that does not see what is
+    watched has the same under each item.
     """
 
     settings: type[BaseModel]
-    make: Callable[..., Recommender]
+    make: type[Recommender]
     tasks: tuple[Task, ...]
     reads: tuple[Input, ...]
     paper: str
-    is_causal: bool = True
     is_personal: bool = True
     sees_watched: bool = True
 
@@ -72,7 +68,7 @@ _ITEM: tuple[Task, ...] = ("item",)
 _COMMENT: tuple[Task, ...] = ("comment",)
 MODELS: dict[str, ModelSpec] = {
     "att": ModelSpec(ATTSettings, ATT, _COMMENT, ("text", "records"), "NAML, arXiv 1907.05576", sees_watched=False),
-    "bert4rec": ModelSpec(BERT4RecSettings, BERT4Rec, _ITEM, ("ids", "items"), "arXiv 1904.06690", is_causal=False),
+    "bert4rec": ModelSpec(BERT4RecSettings, BERT4Rec, _ITEM, ("ids", "items"), "arXiv 1904.06690"),
     "caser": ModelSpec(CaserSettings, Caser, _ITEM, ("ids", "items"), "arXiv 1809.07426"),
     "dmt": ModelSpec(DMTSettings, DMT, _ITEM, ("ids", "items", "records"), "CIKM 2020, doi 10.1145/3340531.3412697"),
     "dssm": ModelSpec(DSSMSettings, DSSM, _COMMENT, ("text",), "CIKM 2013", is_personal=False),
@@ -83,7 +79,7 @@ MODELS: dict[str, ModelSpec] = {
     "lsvcr": ModelSpec(
         LSVCRSettings, LSVCR, ("item", "comment"), ("ids", "text", "items", "records"), "arXiv 2403.13574, section 4.1"
     ),
-    "mbht": ModelSpec(MBHTSettings, MBHT, _ITEM, ("ids", "items", "records"), "arXiv 2207.05584", is_causal=False),
+    "mbht": ModelSpec(MBHTSettings, MBHT, _ITEM, ("ids", "items", "records"), "arXiv 2207.05584"),
     "mha": ModelSpec(MHASettings, MHA, _COMMENT, ("text", "records"), "NRMS, EMNLP 2019", sees_watched=False),
     "narm": ModelSpec(NARMSettings, NARM, _ITEM, ("ids", "items"), "arXiv 1711.04725"),
     "s3rec": ModelSpec(S3RecSettings, S3Rec, _ITEM, ("ids", "items"), "arXiv 2008.07873"),

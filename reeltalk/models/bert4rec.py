@@ -41,7 +41,7 @@ class BERT4RecSettings(BaseModel):
 class BERT4Rec(Recommender):
     """Shapes: R rows, L positions, D width, N items."""
 
-    has_start = True
+    has_start, is_causal = True, False
 
     def __init__(self, settings: BERT4RecSettings, items: Items, *, history_length: int) -> None:
         super().__init__()

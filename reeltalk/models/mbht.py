@@ -56,7 +56,7 @@ class MBHTSettings(BaseModel):
 class MBHT(Recommender):
     """Both behaviours in one sequence in time order; item events are predicted."""
 
-    has_start = True
+    has_start, is_causal = True, False
 
     def __init__(self, settings: MBHTSettings, items: Items, *, history_length: int) -> None:
         super().__init__()

@@ -48,6 +48,13 @@ class Recommender(nn.Module):
     has_start: bool
     """Whether each history begins with a learned start entry, which speaks for users with no event."""
 
+    is_causal = True
+    """Whether one pass over a history gives the preference after each entry, whatever follows.
+
+    Where it is not, the model looks both ways: it gives the preference after the last entry alone, and trains on hidden
+    entries.
+    """
+
     def fit_buffers(self, items: Items) -> None:
         """Make what is learnt from the items once, before training, and kept in buffers.
 
@@ -61,7 +68,7 @@ class Recommender(nn.Module):
     def item_preferences(self, batch: Batch) -> Tensor:
         """The preference after each entry of the item history: [R, L, D], finite but meaningless at padding.
 
-        Of a model that is not causal (`ModelSpec`), after the last entry of each history alone; zeros elsewhere.
+        Of a model that is not causal, after the last entry of each history alone; zeros elsewhere.
         """
         raise NotImplementedError
 

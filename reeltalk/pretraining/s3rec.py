@@ -50,7 +50,7 @@ class S3RecPretraining(BaseModel):
 class S3RecInPretraining(Recommender):
     """S3-Rec with what pre-training alone uses. It looks both ways, and its start entries make room: see `whole`."""
 
-    has_start = True
+    has_start, is_causal = True, False
     title_vectors_NE: Tensor
     title_N: Tensor
     key_N: Tensor

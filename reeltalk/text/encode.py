@@ -90,18 +90,16 @@ def encode_texts(
     )
     pack_linears(encoder.model, rows=encoder.tokens_per_batch)
     config = _identity(encoder, settings)
+    if (finished := _finished(texts, out, config)) is not None:
+        return finished
     with only_writer(out):
-        finished = (out / MANIFEST).is_file()
-        if finished:
+        if (out / MANIFEST).is_file():
             require_same_encoding(out, config)
         else:
             resumable_folder(out, kind=KIND, config=config, parents={})
         try:
             store = Store(out, width=encoder.width)
-            missing = _missing(texts, store.keys())
-            if finished and missing.is_empty() and not store.is_ahead:
-                return TextTable.load(out)
-            _encode_blocks(encoder, missing, store=store, settings=settings)
+            _encode_blocks(encoder, _missing(texts, store.keys()), store=store, settings=settings)
             store.finish()
         except OSError as error:
             raise ArtifactError(
@@ -123,6 +121,15 @@ def _identity(encoder: Encoder, settings: EncodeSettings) -> dict[str, Any]:
         "prefix": settings.prefix,
         "precision": encoder.precision,
     } | ({} if encoder.text_map is None else {"is_mapped": True})
+
+
+def _finished(texts: pl.Series, out: Path, config: Mapping[str, Any]) -> TextTable | None:
+    """The finished table, where it holds all of these texts: read without a lock, which several processes may want."""
+    if not (out / MANIFEST).is_file():
+        return None
+    require_same_encoding(out, config)
+    table = TextTable.load(out)
+    return table if _missing(texts, table.keys).is_empty() else None
 
 
 def require_same_encoding(out: Path, config: Mapping[str, Any]) -> None:

@@ -43,7 +43,6 @@ class Store:
             VECTORS: (np.dtype("<f2"), width),
             KEYS: (np.dtype("<u8"), 2),
         }
-        self._finished = int(read_manifest(folder, KIND).facts["rows"]) if (folder / MANIFEST).is_file() else 0
         self.done = self._read_done()
         for name, (dtype, columns) in self._files.items():
             path = folder / name
@@ -56,11 +55,6 @@ class Store:
                     f"{path} has {path.stat().st_size:,} bytes, {size:,} were written; encode into another folder"
                 )
             os.truncate(path, size)
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether there are rows that the manifest does not tell of yet."""
-        return self.done.rows != self._finished
 
     def keys(self) -> NDArray[np.uint64]:
         """The keys of all rows that are done."""
@@ -97,7 +91,7 @@ class Store:
         if path.is_file():
             with reading_file(path):
                 return Done(**json.loads(path.read_text()))
-        return Done(**read_manifest(self._folder, KIND).facts) if self._finished else Done()
+        return Done(**read_manifest(self._folder, KIND).facts) if (self._folder / MANIFEST).is_file() else Done()
 
     def _write_header(self, name: str, *, rows: int) -> None:
         dtype, columns = self._files[name]

@@ -61,8 +61,13 @@ class TextTable:
         return digest_of(self.manifest.config)
 
     @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """The 128-bit content hash of each row's text: [rows, 2], memory-mapped."""
+        return _mapped(self.path / KEYS, len(self.vectors))
+
+    @cached_property
     def _rows(self) -> pl.DataFrame:
-        return key_frame(_mapped(self.path / KEYS, len(self.vectors))).with_row_index("row")
+        return key_frame(self.keys).with_row_index("row")
 
     def rows(self, texts: Sequence[str] | pl.Series) -> NDArray[np.int64]:
         """The row of each text, int64 [texts]; -1, which stands for the zero vector, for null and for white space.

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
@@ -21,7 +22,7 @@ from reeltalk.training.settings import FinetuneSettings
 from reeltalk.training.start import needs_start, start_from, start_settings
 from reeltalk.training.system import CONFIG, TEXTS, WEIGHTS, System, load_system
 from reeltalk.training.texts import trained_texts
-from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
+from reeltalk.training.trainer import CHECKPOINTS, Checkpoint, fit, new_trainer
 from reeltalk.weights import save_weights
 
 
@@ -78,7 +79,7 @@ def train_system(
         trainer = new_trainer(
             out,
             train,
-            callbacks=[EarlyStopping("validation", mode="max", patience=train.patience), best],
+            callbacks=[_Patience("validation", mode="max", patience=train.patience), best],
             max_epochs=train.max_epochs,
             accumulate_grad_batches=train.accumulate,
         )
@@ -93,7 +94,7 @@ def train_system(
         trainer.strategy.barrier()
 
 
-def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: System) -> dict[str, object]:
+def _finish(out: Path, module: FinetuneModule, best: Checkpoint, kept: System) -> dict[str, object]:
     """Write the best weights of the system that is kept; returns what is worth telling."""
     # mapped, so that the optimiser's states are not read
     weights = torch.load(best.best_model_path, weights_only=True, mmap=True)["state_dict"]
@@ -110,8 +111,15 @@ def _finish(out: Path, module: FinetuneModule, best: ModelCheckpoint, kept: Syst
     }
 
 
-def _best_checkpoint(out: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
+class _Patience(EarlyStopping):
+    """Early stopping; a run that is resumed after it is over stays so."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+
+def _best_checkpoint(out: Path) -> Checkpoint:
+    return Checkpoint(
         out / CHECKPOINTS,
         filename="best",
         monitor="validation",

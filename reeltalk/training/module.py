@@ -28,7 +28,7 @@ class WindowBatches:
 
     def __init__(self, system: System, windows: Windows) -> None:
         self.system, self.windows = system, windows
-        self.batches_done = 0  # over all epochs; the module counts, checkpoints keep it
+        self.batches_done = 0  # over all epochs; the module counts and keeps it
         self.rank, self.num_ranks = 0, 1
         train = system.settings.train
         self.batch_size = max(1, train.batch_size // (train.devices * train.accumulate))
@@ -75,7 +75,7 @@ class FinetuneModule(StageModule):
         self.weights = {"regularisation": self.settings.regularisation}
         self.batches = WindowBatches(system, windows)
         self.validation = Validation(system)
-        self.seconds = 0.0  # of whole epochs, over all runs
+        self.seconds = 0.0  # over all runs, up to `counted_at`
 
     def train_dataloader(self) -> WindowBatches:
         self.batches.rank, self.batches.num_ranks = self.global_rank, self.trainer.world_size
@@ -117,7 +117,7 @@ class FinetuneModule(StageModule):
         optimizer.zero_grad()  # else the next forward pass, and validation, have the gradients beside them
 
     def on_train_start(self) -> None:
-        self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own
+        self.counted_at = self.epoch_began = time.perf_counter()  # an epoch that goes on has no start of its own
 
     def on_train_epoch_start(self) -> None:
         self.epoch_began = time.perf_counter()
@@ -125,13 +125,19 @@ class FinetuneModule(StageModule):
     def on_train_epoch_end(self) -> None:
         seconds = time.perf_counter() - self.epoch_began
         self.log_dict({"validation": self.validation.value(), "seconds": seconds}, prog_bar=True)
-        self.seconds += time.perf_counter() - self.epoch_began
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.counted_at = self.seconds + now - self.counted_at, now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.seconds
+        self._count_seconds()
+        checkpoint |= {"batches_done": self.batches.batches_done, "seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds = checkpoint["seconds"]
+        self.batches.batches_done = checkpoint["batches_done"]  # what Lightning keeps of loaders ends with an epoch
 
     def transfer_batch_to_device(self, batch: Example, device: torch.device, dataloader_idx: int) -> Example:
         histories, targets = batch

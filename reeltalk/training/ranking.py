@@ -14,7 +14,6 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.histories import shared_windows, target_windows
 from reeltalk.data.ragged import Ints, Ragged
 from reeltalk.evaluation.ranker import Scores
-from reeltalk.models import model_spec
 from reeltalk.objectives import comment_scores, target_preferences
 from reeltalk.training.system import System
 
@@ -67,7 +66,7 @@ class SystemRanker:
     def _make_preferences(self, rows: Ints) -> Tensor:
         system = self.system
         histories, length = system.feed.histories, system.settings.data.history_length
-        if model_spec(system.settings.name, "item").is_causal:
+        if system.recommender.is_causal:
             windows, place = shared_windows(histories, rows, length=length)
         else:
             windows, place = target_windows(histories, "item", rows, length=length), np.arange(len(rows))

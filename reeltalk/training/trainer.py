@@ -24,6 +24,31 @@ CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 
 
+class Checkpoint(ModelCheckpoint):
+    """In a folder that may be moved, and never of something half done.
+
+    Amid an optimiser step gradients would be lost, between an epoch's last batch and its end what its end is worth.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)  # where its time has come
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): value for path, value in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+
+
 class StageModule(L.LightningModule):
     """What the stages share: steps with randomness of their own, and sums divided once for all processes."""
 
@@ -70,7 +95,7 @@ def new_trainer(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = TensorBoardLogger if settings.logger == "tensorboard" else CSVLogger
-    last = ModelCheckpoint(
+    last = Checkpoint(
         out / CHECKPOINTS,
         filename=LAST.removesuffix(".ckpt"),
         train_time_interval=timedelta(seconds=settings.checkpoint_seconds),
