@@ -27,6 +27,7 @@ from reeltalk.llm.causal_lm import LLMSettings, logits
 from reeltalk.llm.prompts import Prompt, PromptSettings, PromptWriter, TokenBatch
 from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.precision import matmul_dtype
+from reeltalk.text.batches import TEXT_STEP
 from reeltalk.text.encoder import load_encoder, tokenize
 
 DIM = 6
@@ -379,6 +380,19 @@ def test_gradients_reach_lora_and_the_linear_map_and_nothing_else(kind: str, fol
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_that_is_read_again_for_its_gradient_is_read_both_ways_again(folders: dict[str, Path]) -> None:
+    gradients = []
+    for saves in (False, True):
+        recommender = load(folders["bert"], lora_dropout=0, gradient_checkpointing=saves).train()
+        rows = [np.arange(5, 5 + TEXT_STEP), np.arange(9, 9 + TEXT_STEP)]  # no padding: no mask says what is read
+        vectors = recommender.text_vectors(rows, tokens_per_batch=8_192)
+        (vectors[0] @ vectors[1]).backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: each.grad for name, each in recommender.named_parameters() if each.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert max(float(each.abs().max()) for each in gradients[0].values()) > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,8 +6,8 @@ Shape suffixes: N tokens, E width of the LLM, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,7 +56,7 @@ def load_causal_lm(settings: LLMSettings, *, device: str, stays_on_cpu: bool = F
     if loaded.missing:
         _tie_head(llm, settings.name)
     if settings.gradient_checkpointing:
-        llm.activation_checkpointing_enable({"use_reentrant": False})
+        llm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _rereading(llm)})
     use_products(llm, loaded.device)
     return loaded
 
@@ -92,6 +92,17 @@ def add_lora(llm: Any, settings: LLMSettings) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return lora
+
+
+def _rereading(llm: Any) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """For activation checkpoints: what is read again in the backward pass is read as in the forward pass."""
+    is_made_causal = getattr(llm.config, "is_decoder", False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        looks_ahead = is_made_causal and not llm.config.is_decoder
+        return nullcontext(), both_ways(llm) if looks_ahead else nullcontext()
+
+    return contexts
 
 
 @contextmanager
