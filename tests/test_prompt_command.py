@@ -89,7 +89,8 @@ def history(dataset: Dataset, user: str, *, length: int) -> tuple[list[str], lis
 
 
 def instruction(task: str, order: str, items: list[str], records: list[str], watched: str) -> str:
-    template = read_yaml(TEMPLATES)["en"]["tasks"][task][order]
+    english = read_yaml(TEMPLATES)["en"]
+    template = english["items_alone"] if order == "items_alone" else english["tasks"][task][order]
     slots = {"items": "\n".join(items), "records": "\n".join(records), "watched": watched or "(no words)"}
     return str(template.format(**slots, target="")).rstrip()
 
@@ -156,7 +157,7 @@ def test_without_comments_titles_alone_are_told(toy_dataset: Dataset, llm: Path)
     items, _, _ = history(toy_dataset, BOTH, length=2)
     titles = [line.split("; Popular")[0] for line in items]
     shown = show_prompt(toy_dataset, BOTH, settings=how)
-    assert shown.text == instruction("item", "items_first", titles, ["(nothing yet)"], "")
+    assert shown.text == instruction("item", "items_alone", titles, [], "")
     with pytest.raises(ConfigError, match=r"data\.comments is off"):
         show_prompt(toy_dataset, BOTH, task="comment", settings=how)
     shown = show_prompt(toy_dataset, BOTH, settings=settings(llm, "data.hot_comments=none", "data.history_length=2"))

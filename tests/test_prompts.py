@@ -149,6 +149,14 @@ def test_the_target_does_not_change_what_the_instruction_holds() -> None:
     assert len(lengths) == 1
 
 
+def test_a_log_without_comments_spends_no_tokens_on_them() -> None:
+    items = [Entry(time, f"video number {time}", []) for time in range(60)]
+    alone, beside = (writer().write(items, records, task="item", order="items_first") for records in (None, []))
+    assert "comment" not in instruction(alone, "qwen3")
+    assert "comments that caught" in instruction(beside, "qwen3")
+    assert alone.dropped_events < beside.dropped_events
+
+
 def test_too_little_room_for_the_instruction_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"the model takes 40\) are too short: the instruction needs \d+"):
         writer(max_tokens=40)

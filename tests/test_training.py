@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from toy import with_tables
 
 from reeltalk.api import _training_log
 from reeltalk.artifacts import PROGRESS, write_manifest
@@ -26,6 +27,8 @@ from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.settings import EvaluationSettings
+from reeltalk.llm.align import align
+from reeltalk.llm.settings import AlignSettings
 from reeltalk.objectives import item_objective, target_preferences
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
@@ -299,6 +302,16 @@ def test_a_run_stopped_anywhere_and_moved_goes_on_to_the_same_weights(
     assert logged is not None
     assert logged["validation"].drop_nulls().to_list() == pytest.approx(reached)
     assert logged["step"].is_sorted()
+
+
+def test_a_log_without_a_word_is_learnt_by_its_ids(toy_dataset: Dataset, tmp_path: Path) -> None:
+    titles, comments = toy_dataset.items.with_columns(title=pl.lit("")), toy_dataset.comments
+    silent = with_tables(toy_dataset, items=titles, comments=comments.with_columns(text=pl.lit(" ")))
+    text = write_text_table(silent, tmp_path / "text")
+    assert text.vectors.shape == (0, text.width)
+    finetune(silent, text=text, settings=small_settings("item", epochs=1), out=tmp_path / "model")
+    with pytest.raises(DataError, match="there is nothing to align on"):
+        align(silent, text=text, settings=AlignSettings(), out=tmp_path / "aligned")
 
 
 def test_other_settings_do_not_go_on_with_a_begun_run(

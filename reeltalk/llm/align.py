@@ -106,6 +106,7 @@ def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings, *, de
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)
+    len(instances.targets)  # raises where there are none
     recommender.start_text_map(_sample(text, train.seed))
     return AlignModule(recommender, llm, AlignBatches(instances, text, settings, llm)).train()
 

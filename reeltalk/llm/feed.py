@@ -97,13 +97,14 @@ class AlignBatches:
         if not (loss.lm or loss.ssc or loss.vcc):
             return []
         assert self.writer is not None
+        has_records = len(self.instances.histories.record_item) > 0
         first = step * self.settings.train.batch_size + self.rank
         places = range(first, first + len(told.instances) * self.num_ranks, self.num_ranks)
         seed = [self.settings.train.seed, _ORDER_STREAM]
         return [
             self.writer.write(
                 instance.items,
-                instance.records,
+                instance.records if has_records else None,
                 task=instance.task,
                 order=_ORDERS[np.random.default_rng([*seed, place]).integers(2)],
                 watched=instance.watched or "",
@@ -116,8 +117,8 @@ class AlignBatches:
 def table_vectors(table: TextTable, texts: list[str]) -> Tensor:
     """The table's vectors of some texts: float32 [U, E], zeros where a text is empty."""
     rows = table.rows(texts)
-    vectors = table.vectors[np.maximum(rows, 0)].astype(np.float32)
-    vectors[rows < 0] = 0
+    vectors = np.zeros((len(rows), table.width), np.float32)
+    vectors[rows >= 0] = table.vectors[rows[rows >= 0]]
     return torch.from_numpy(vectors)
 
 

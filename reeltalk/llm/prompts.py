@@ -95,6 +95,7 @@ class _Template(BaseModel):
     between_comments: str
     no_text: str
     no_entries: str
+    items_alone: str
     tasks: dict[Task, dict[Order, str]]
 
 
@@ -136,23 +137,25 @@ class PromptWriter:
     def write(
         self,
         items: Sequence[Entry],
-        records: Sequence[Entry],
+        records: Sequence[Entry] | None,
         *,
         task: Task,
         order: Order,
         watched: str = "",
         target: str = "",
     ) -> Prompt:
-        """The prompt of a user whose histories are in order of time.
+        """The prompt of a user whose histories are in order of time; records are None where the log has no comments.
 
         `watched` is the title being watched (comment task). `target` is the text to learn, to which the tokenizer's end
         token is added; without one the prompt is the instruction alone.
         """
-        frame = _gaps(self._template.tasks[task][order])
+        frame = _gaps(self._template.items_alone if records is None else self._template.tasks[task][order])
         asked = [self._text(watched, space) for _, slot, space in frame if slot == "watched"]
-        histories = {"items": self._history(items, "item_entry"), "records": self._history(records, "record_entry")}
+        histories, times = {"items": self._history(items, "item_entry")}, {"items": [entry.time for entry in items]}
+        if records is not None:
+            histories["records"] = self._history(records, "record_entry")
+            times["records"] = [entry.time for entry in records]
         fixed = [self._opening, *(self._tokens(words) for words, _, _ in frame), *asked]
-        times = {"items": [entry.time for entry in items], "records": [entry.time for entry in records]}
         kept = _latest(histories, times, room=self._room - _length(fixed))
         runs = [self._opening]
         for words, slot, _ in frame:

@@ -50,7 +50,8 @@ def show_prompt(
     watched = "" if task == "item" else _watched(dataset, histories, user_id, user=user, item=item)
     tokenizer, positions = load_tokenizer(settings.llm.name, trust_remote_code=settings.llm.trust_remote_code)
     writer = PromptWriter(tokenizer, settings.prompt, max_tokens=positions)
-    prompt = writer.write(items, records, task=task, order=order, watched=watched)
+    has_records = settings.data.comments and len(histories.record_item) > 0
+    prompt = writer.write(items, records if has_records else None, task=task, order=order, watched=watched)
     return ShownPrompt(prompt, tokenizer.decode(prompt.ids), max_tokens=min(settings.prompt.max_tokens, positions))
 
 

@@ -49,6 +49,6 @@ class TextLookup:
     def _vectors(self, rows: Ints) -> Tensor:
         if self.table is None:
             return torch.zeros(len(rows), 0, dtype=torch.float16)
-        vectors = self.table.vectors[np.maximum(rows, 0)]
-        vectors[rows < 0] = 0
+        vectors = np.zeros((len(rows), self.table.vectors.shape[1]), self.table.vectors.dtype)
+        vectors[rows >= 0] = self.table.vectors[rows[rows >= 0]]
         return torch.from_numpy(vectors)
