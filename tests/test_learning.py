@@ -64,8 +64,12 @@ def test_the_next_item_of_a_ring(name: str) -> None:
     feed = log.feed("item", has_start=model.has_start)
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=model.has_start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1, (400 - done) / 100))
     torch.manual_seed(0)
-    losses = [step(optimizer, item_objective(model.train(), *feed.item_batch(windows))) for _ in range(300)]
+    losses = []
+    for _ in range(400):
+        losses.append(step(optimizer, item_objective(model.train(), *feed.item_batch(windows))))
+        falling.step()
     assert losses[-1] < losses[0] / 4
     rows = ranges(windows.first_target, windows.end + 1)
     batch, targets = feed.item_batch(target_windows(log.histories, "item", rows, length=LENGTH))

@@ -28,7 +28,7 @@ from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.llm.align import align
-from reeltalk.llm.settings import AlignSettings
+from reeltalk.llm.settings import AlignSettings, AlignTrainSettings
 from reeltalk.objectives import item_objective, target_preferences
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
@@ -50,7 +50,7 @@ def write_text_table(dataset: Dataset, folder: Path) -> TextTable:
     texts = pl.concat([dataset.items["title"], dataset.comments["text"]]).unique(maintain_order=True)
     texts = texts.filter(~is_empty(texts))
     rng = np.random.default_rng(0)
-    topic = np.array([[topic in text for topic in TOPICS] for text in texts], np.float32)
+    topic = np.array([[topic in text for topic in TOPICS] for text in texts], np.float32).reshape(-1, len(TOPICS))
     vectors = np.concatenate([topic * 3, rng.standard_normal((len(texts), 4)) * 0.3], axis=1)
     folder.mkdir()
     np.save(folder / VECTORS, vectors.astype(np.float16))
@@ -311,7 +311,12 @@ def test_a_log_without_a_word_is_learnt_by_its_ids(toy_dataset: Dataset, tmp_pat
     assert text.vectors.shape == (0, text.width)
     finetune(silent, text=text, settings=small_settings("item", epochs=1), out=tmp_path / "model")
     with pytest.raises(DataError, match="there is nothing to align on"):
-        align(silent, text=text, settings=AlignSettings(), out=tmp_path / "aligned")
+        align(
+            silent,
+            text=text,
+            settings=AlignSettings(encoder="frozen", train=AlignTrainSettings(steps=0)),
+            out=tmp_path / "aligned",
+        )
 
 
 def test_other_settings_do_not_go_on_with_a_begun_run(

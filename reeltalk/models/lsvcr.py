@@ -97,6 +97,8 @@ class LSVCR(Recommender):
         self.watched_query = nn.Linear(dim, dim)
         self.record_key = nn.Linear(dim, dim, bias=False)
         initialise(self)
+        with torch.no_grad():  # an entry reads at first as what it is held against: its title, and half of its comments
+            self.merge_text.weight.copy_(torch.cat([torch.eye(dim), torch.eye(dim) / 2], dim=1))
 
     @torch.no_grad()
     def start_text_map(self, text_UE: Tensor) -> None:
