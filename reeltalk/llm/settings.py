@@ -45,12 +45,15 @@ class AlignDataSettings(Section):
 
 
 class LossWeights(Section):
-    """Weights of eq 15; a loss of weight 0 is not computed."""
+    """Weights of eq 15; a loss of weight 0 is left out."""
 
     lm: float = Field(1.0, ge=0, description="L_LM, eq 13")
     sr: float = Field(1.0, ge=0, description="lambda: L_SR, eq 14")
     prefix: float = Field(
-        1.0, ge=0, description="eq 14 for every entry of the histories, whose texts are read anyway; 0: as in the paper"
+        1.0,
+        ge=0,
+        description="eq 14 for the entries of the histories (at most 2,048 of each kind in a step), whose texts are read "
+        "anyway; 0: as in the paper",
     )
     ssc: float = Field(0.5, ge=0, description="mu: L_SSC, eq 10")
     vcc: float = Field(0.5, ge=0, description="mu: L_VCC, eq 12")
