@@ -151,7 +151,8 @@ def test_the_target_does_not_change_what_the_instruction_holds() -> None:
 
 def test_a_log_without_comments_spends_no_tokens_on_them() -> None:
     items = [Entry(time, f"video number {time}", []) for time in range(60)]
-    alone, beside = (writer().write(items, records, task="item", order="items_first") for records in (None, []))
+    alone = writer().write(items, None, task="item", order="items_first")
+    beside = writer().write(items, [], task="item", order="items_first")
     assert "comment" not in instruction(alone, "qwen3")
     assert "comments that caught" in instruction(beside, "qwen3")
     assert alone.dropped_events < beside.dropped_events

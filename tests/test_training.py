@@ -23,6 +23,7 @@ from reeltalk.api import _training_log
 from reeltalk.artifacts import PROGRESS, write_manifest
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.histories import target_windows
+from reeltalk.data.instance_stream import Instances
 from reeltalk.data.ragged import Ragged
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.evaluation.protocol import evaluate
@@ -35,7 +36,7 @@ from reeltalk.training import finetune as command
 from reeltalk.training.finetune import finetune
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.ranking import PAIRS_AT_ONCE, SystemRanker, paired_dots
-from reeltalk.training.requests import History, recommend_comments, recommend_items, user_vectors
+from reeltalk.training.requests import History, _feed, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import WEIGHTS, System, load_system
 from reeltalk.training.trainer import CHECKPOINTS
@@ -331,6 +332,15 @@ def test_other_settings_do_not_go_on_with_a_begun_run(
         finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=1), out=tmp_path / "m")
 
 
+def test_days_need_to_know_how_old_an_item_is(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    ageless = with_tables(toy_dataset, items=toy_dataset.items.with_columns(created=pl.lit(0, pl.Int64)))
+    settings = finetune_settings("lsvcr", "item").model_validate({"data": {"active_days": 3}})
+    with pytest.raises(ConfigError, match=r"data\.active_days=3 leaves out items by their age"):
+        finetune(ageless, text=toy_text, settings=settings, out=tmp_path / "m")
+    with pytest.raises(ConfigError, match=r"data\.active_days=3 leaves out items by their age"):
+        Instances.of(ageless, active_days=3)
+
+
 def test_a_model_that_reads_text_asks_for_it(toy_dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--text"):
         finetune(toy_dataset, text=None, settings=small_settings("item"), out=tmp_path / "m")
@@ -345,7 +355,15 @@ def test_requests_of_known_and_unseen_users(toy_dataset: Dataset, toy_text: Text
     assert best["score"].is_sorted(descending=True)
     assert not set(best["item_key"]) & {"v00", "v04", "v08", "v12"}
     assert len(recommend_items(items, History(), k=100)) == toy_dataset.num_items
-    # a user of the dataset, written out by hand, gets the same scores
+    # a user of the dataset, written out by hand, gets the same scores; items are told with comments that existed then
+    events = toy_dataset.item_events.filter(pl.col("user_id") == toy_dataset.user_ids["u00"]).sort("time")
+    keys = toy_dataset.items["item_key"].gather(events["item_id"] - 1).to_list()
+    as_user = History(items=keys, item_times=events["time"].to_list())
+    hot = _feed(items, as_user)[0].histories.hot_comment
+    assert np.array_equal(hot > 0, events["hot_comment_id"].to_numpy() > 0) and hot.any()
+    assert (toy_dataset.comments["created"].to_numpy()[hot - 1] < events["time"].to_numpy())[hot > 0].all()
+    written, told = (recommend_items(items, user, k=5) for user in (as_user, "u00"))
+    np.testing.assert_allclose(written["score"].to_numpy(), told["score"].to_numpy(), rtol=2e-4)
     vectors = user_vectors(items, ["u00", "u01"])
     known = recommend_items(items, "u01", k=3, exclude_seen=False)
     ids = toy_dataset.items.filter(pl.col("item_key").is_in(known["item_key"].to_list()))["item_id"].to_numpy()

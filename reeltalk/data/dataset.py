@@ -18,7 +18,7 @@ import polars as pl
 
 from reeltalk.artifacts import Manifest, read_manifest, reading_file
 from reeltalk.data.ragged import Ints
-from reeltalk.errors import ArtifactError, DataError
+from reeltalk.errors import ArtifactError, ConfigError, DataError
 
 Task = Literal["item", "comment"]
 
@@ -165,6 +165,14 @@ class Dataset:
     def candidates(self, task: Task, split: Split) -> pl.DataFrame:
         """The saved candidate sets of one task and split, in the order of their targets."""
         return self.table(f"{task}_candidates").filter(pl.col("split") == int(split))
+
+    def require_creation(self, active_days: float | None) -> None:
+        """Raise ConfigError where days are given and the log does not tell since when items exist."""
+        if active_days is not None and not self.items["created"].cast(pl.Boolean).any():
+            raise ConfigError(
+                f"data.active_days={active_days:g} leaves out items by their age, but {self.path} does not tell since "
+                "when items exist; leave it null"
+            )
 
     @property
     def num_users(self) -> int:

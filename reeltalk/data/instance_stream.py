@@ -76,6 +76,7 @@ class Instances:
         `hot_comments`: what item events are told with, and what is added to both histories: an item's hot comments,
         any of its comments, or none.
         """
+        dataset.require_creation(active_days)
         histories, hot = told_with(dataset, hot_comments, seed=seed)
         # without comments there is nothing to tell in two ways
         are_added = with_comments and hot_comments != "none"

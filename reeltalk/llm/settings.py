@@ -52,8 +52,8 @@ class LossWeights(Section):
     prefix: float = Field(
         1.0,
         ge=0,
-        description="eq 14 for the entries of the histories (at most 2,048 of each kind in a step), whose texts are read "
-        "anyway; 0: as in the paper",
+        description="eq 14 for the entries of the histories (at most 2,048 of each kind in a step), whose texts are "
+        "read anyway; 0: as in the paper",
     )
     ssc: float = Field(0.5, ge=0, description="mu: L_SSC, eq 10")
     vcc: float = Field(0.5, ge=0, description="mu: L_VCC, eq 12")

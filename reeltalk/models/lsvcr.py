@@ -10,7 +10,8 @@ Differs from the paper: one pass gives the preference after every event, so an e
     entry opens each history, so that a user with one empty history, or two, has a preference. Eq 16 is a mean over the
     pairs of both histories together, at most 1,024 of each, of items that were trained on; their negatives are shared
     by the batch. Without comments (section 5.3) the fusion stays, over a history that is its start entry alone. In
-    training a window's targets share the other history's last entries before the window's end. With `use_recency` (off), eq 7 knows how many events ago an entry was, too.
+    training a window's targets share the other history's last entries before the window's end. With `use_recency`
+    (off), eq 7 knows how many events ago an entry was, too.
 Checked against: slow float64 loops written from the equations (tests/test_lsvcr.py).
 
 Shapes: R rows, L positions, K comments of an entry, D width, E text width, N items, T targets, U distinct comments.

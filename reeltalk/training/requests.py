@@ -132,12 +132,13 @@ def _feed(system: System, user: str | History) -> tuple[Feed, int]:
     comments = ids_of("comment", user.comments, dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
     item_times = _times("item", user.item_times, len(items))
+    told_at = np.full(len(items), NOW) if user.item_times is None else item_times
     comment_times = _times("comment", user.comment_times, len(comments))
     written = Histories(
         item_offsets=np.array([0, 0, len(items)]),
         item=items,
         time=item_times,
-        hot_comment=np.zeros_like(items),
+        hot_comment=_hot_comments(system, items, told_at),
         item_split=np.zeros_like(items),
         record_offsets=np.array([0, 0, len(comments)]),
         record_item=watched,
@@ -148,6 +149,11 @@ def _feed(system: System, user: str | History) -> tuple[Feed, int]:
         comment=comments,
     )
     return replace(system.feed, histories=written), 1
+
+
+def _hot_comments(system: System, items: Ints, times: Ints) -> Ints:
+    """What item events are told with (eq 1): the hottest, by all that the log knows, of those that existed then."""
+    return system.hot_comments.hottest_before(times, items) if system.settings.data.comments else np.zeros_like(items)
 
 
 def _times(what: str, times: Sequence[int] | None, count: int) -> Ints:

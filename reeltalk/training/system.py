@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,6 +19,7 @@ from reeltalk.artifacts import Manifest, file_digest, read_manifest, reading_fil
 from reeltalk.config import load_settings
 from reeltalk.data.batch import Batch, CommentTargets
 from reeltalk.data.dataset import Dataset, Split
+from reeltalk.data.diversification import HotComments
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
 from reeltalk.data.pool import CommentPool
@@ -66,6 +68,7 @@ class System(nn.Module):
     ) -> Self:
         """A system with fresh weights; the seed of `settings.train` fixes them. `is_loaded`: as `build` takes it."""
         spec = model_spec(settings.name, settings.task)
+        dataset.require_creation(settings.data.active_days)
         if spec.reads_text and text is None:
             raise ConfigError(f"{settings.name} reads text: give --text, a folder that `reeltalk encode` wrote")
         lookup = TextLookup.of(dataset, text) if spec.reads_text and text is not None else TextLookup.nothing(dataset)
@@ -108,6 +111,11 @@ class System(nn.Module):
             torch.manual_seed(settings.train.seed)
             features = CandidateFeatures() if with_features else None
         return cls(recommender, features, feed=feed, dataset=dataset, settings=settings)
+
+    @cached_property
+    def hot_comments(self) -> HotComments:
+        """The comments that item events are told with."""
+        return HotComments.of(self.dataset)
 
     def train_texts(self, texts: TrainedTexts) -> None:
         """From now on text vectors come from an encoder that learns."""
