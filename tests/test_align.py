@@ -327,7 +327,7 @@ def test_a_divided_llm_changes_nothing_also_after_a_kill(
 ) -> None:
     """Two processes with a part of the LLM each: to the bit what they give with a copy each."""
     model, llm = SMALL_MODEL | {"dropout": 0}, {"lora_dropout": 0}  # a batch that fills up has draws of its own
-    train = {"devices": 2, "steps": 12, "warm_steps": 3, "tokens_per_batch": 150, "tokens_kept": 600}
+    train = {"devices": 2, "steps": 22, "warm_steps": 3, "tokens_per_batch": 150, "tokens_kept": 600}
     command = [sys.executable, "-m", "reeltalk", "align", str(toy_dataset.path), "--text", str(tables["bert"].path)]
     for name, more in (("whole", {}), ("divided", {"shard_llm": True, "checkpoint_seconds": 0.1})):
         settings = small_settings(llms["bert"], model=model, llm=llm, train=train | more)
@@ -345,7 +345,7 @@ def test_a_divided_llm_changes_nothing_also_after_a_kill(
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            assert 4 < steps_of(checkpoint) < 15
+            assert 4 < steps_of(checkpoint) < 25
             weights = torch.load(checkpoint, weights_only=True)["state_dict"]
             assert not any("base_layer" in name for name in weights), "what is frozen is in no checkpoint"
         done = subprocess.run(run, capture_output=True, text=True, timeout=240)
