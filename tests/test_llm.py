@@ -413,8 +413,7 @@ def test_it_learns_to_write_the_target_and_generation_stops_there(kind: str, fol
     with torch.no_grad():  # vectors of one length, so that any token can be the likeliest
         vectors = recommender.llm.get_input_embeddings().weight
         vectors.mul_(8 / vectors.norm(dim=1, keepdim=True).clamp(min=1e-3))
-    rows = prompts(recommender)[:2]
-    batch = batch_of(rows)
+    batch = batch_of(rows := prompts(recommender)[:2])
     optimiser = torch.optim.Adam([p for p in recommender.parameters() if p.requires_grad], lr=0.01)
     for _ in range(500):
         loss, _ = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)

@@ -31,10 +31,12 @@ from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.llm.align import align
 from reeltalk.llm.settings import AlignSettings, AlignTrainSettings
 from reeltalk.objectives import item_objective, target_preferences
+from reeltalk.pretraining import PRETRAINING
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
 from reeltalk.training.finetune import finetune
 from reeltalk.training.module import FinetuneModule
+from reeltalk.training.pretrain import _around
 from reeltalk.training.ranking import PAIRS_AT_ONCE, SystemRanker, paired_dots
 from reeltalk.training.requests import History, _feed, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
@@ -155,13 +157,17 @@ def test_a_ranker_keeps_what_it_was_asked_before(toy_dataset: Dataset, toy_text:
         torch.testing.assert_close(ranker.preferences(targets[chosen]), whole[torch.from_numpy(chosen)])
 
 
-@pytest.mark.parametrize(("name", "length"), [("lsvcr", 50), ("lsvcr", 3), ("gru4rec", 50), ("bert4rec", 50)])
+@pytest.mark.parametrize(
+    ("name", "length"), [("lsvcr", 50), ("lsvcr", 3), ("gru4rec", 50), ("bert4rec", 50), ("s3rec", 50)]
+)
 def test_targets_are_ranked_from_their_own_windows(
     toy_dataset: Dataset, toy_text: TextTable, name: str, length: int
 ) -> None:
     values = {"data": {"history_length": length}}
     system = System.new(toy_dataset, text=toy_text, settings=finetune_settings(name, "item").model_validate(values))
     targets = toy_dataset.candidates("item", Split.TEST)
+    if (pretraining := PRETRAINING.get(name)) and pretraining.around:  # as pre-training validates it
+        system = _around(system, pretraining.around, toy_text)
     assert len(targets) > targets["user_id"].n_unique(), "some could share a window"
     preference_BD = SystemRanker(system).preferences(targets)
     windows = target_windows(
