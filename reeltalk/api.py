@@ -89,6 +89,8 @@ def encode(
     settings = settings or EncodeSettings()
     if is_aligned(settings.encoder):
         return encode_aligned(dataset, Path(settings.encoder).expanduser(), out=Path(out), settings=settings, text=text)
+    if not settings.is_mapped:
+        raise ConfigError(f"is_mapped=false is for an aligned folder, but {settings.encoder!r} is none; leave it out")
     if text is not None:
         raise ConfigError(f"{text.path} is what an aligned folder started from, but {settings.encoder!r} is none")
     return encode_anew(dataset, out=Path(out), settings=settings)
@@ -116,7 +118,7 @@ def evaluate_model(
     system = load_system(model, dataset=dataset, text=text if reads_text else None)
     texts = system.feed.text if reads_text else None
     if texts is None and text is not None:
-        texts = TextLookup.of(system.dataset, text)
+        texts = TextLookup.of(system.dataset, text, with_comments=system.settings.task == "comment")
     ranker = SystemRanker(system)
     beside = floors(system.dataset, ranker.task, texts=texts, settings=settings) if with_floors else {}
     rankers = {ranker.name: ranker, **beside}

@@ -1,7 +1,6 @@
 """What a stage trains for: recommender and batch in, loss terms as (sum, count) out.
 
-Terms stay apart as sums and counts, so that accumulation, many processes and logging all divide by the same number
-once.
+Terms stay apart as sums and counts, so that many processes and logging divide by the same number once.
 
 Shapes: T targets or instances, C candidates or instances of all processes, U distinct texts, E text width, R rows,
 L positions, D width.
@@ -55,18 +54,16 @@ def item_objective(recommender: Recommender, batch: Batch, targets: ItemTargets,
     At every position, or at those that the model predicts in this step.
     """
     step = recommender.item_step(batch, regularise=regularise)
-    is_trained_T = targets.item_T > targets.first_T  # a target that is itself outdated is not trained on
     if step.is_predicted_RL is not None:
-        is_trained_T &= step.is_predicted_RL.flatten()[targets.position_T]
-    preference_TD = at_targets(step.preferences, targets)[is_trained_T]
+        targets = targets[step.is_predicted_RL.flatten()[targets.position_T]]
     loss = full_softmax(
-        preference_TD,
+        at_targets(step.preferences, targets),
         step.vectors,
-        targets.item_T[is_trained_T],
-        first_T=targets.first_T[is_trained_T] + 1,  # row 0 belongs to no item
-        existing_T=targets.existing_T[is_trained_T] + 1,
+        targets.item_T,
+        first_T=targets.first_T + 1,  # row 0 belongs to no item
+        existing_T=targets.existing_T + 1,
     )
-    return _terms(loss, len(preference_TD), step)
+    return _terms(loss, len(targets.item_T), step)
 
 
 def comment_objective(

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from test_align import encoded, small_settings
 from tiny_chains import write_config
 from tiny_llms import save_llm
+from toy import with_tables
 from typer.testing import CliRunner, Result
 
 from reeltalk import api
@@ -103,6 +105,8 @@ def test_wherever_an_encoder_is_named_it_may_be_an_aligned_folder(
     assert np.array_equal(api.encode(toy_dataset, out=tmp_path / "text", settings=settings).vectors, expected.vectors)
     with pytest.raises(ConfigError, match="is what an aligned folder started from, but 'minilm' is none"):
         api.encode(toy_dataset, out=tmp_path / "other", text=text)
+    with pytest.raises(ConfigError, match="is_mapped=false is for an aligned folder, but 'minilm' is none"):
+        api.encode(toy_dataset, out=tmp_path / "other", settings=EncodeSettings(is_mapped=False))
     file = write_config(tmp_path / "chain.yaml", dataset=str(toy_dataset.path), encode={"encoder": str(warm)})
     for made in run_chain(load_chain(file, overrides=["finetune.comment=null"]), out=tmp_path / "chain"):
         if made.step == "text":
@@ -116,6 +120,15 @@ def test_texts_that_the_table_lacks_are_told_at_once(toy_dataset: Dataset, llm: 
     with pytest.raises(ArtifactError, match=r"titles lacks .* texts"):
         align(toy_dataset, text=titles, settings=small_settings(llm, train={"steps": 0}), out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_texts_that_came_after_alignment_are_asked_of_the_table_it_started_from(
+    toy_dataset: Dataset, text: TextTable, warm: Path, tmp_path: Path
+) -> None:
+    encode_aligned(toy_dataset, warm, out=tmp_path / "mapped")
+    renamed = toy_dataset.items.with_columns(title=pl.lit("a title of its own"))
+    with pytest.raises(ArtifactError, match=f"{text.path} lacks 60 of 60 texts"):
+        encode_aligned(with_tables(toy_dataset, items=renamed), warm, out=tmp_path / "mapped")
 
 
 def test_another_llm_under_the_same_name_is_noticed(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reeltalk.errors import ConfigError
 from reeltalk.models.attention import Encoder, MultiHeadAttention, TransformerLayer, dropout, masked_bias
 
 
@@ -95,5 +96,5 @@ def test_padding_stays_finite() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="dim=10 is not a multiple of num_heads=4"):
+    with pytest.raises(ConfigError, match="dim=10 is not a multiple of num_heads=4"):
         MultiHeadAttention(10, num_heads=4, dropout=0.0)

@@ -55,6 +55,7 @@ def test_settings_are_listed_in_the_form_that_set_takes() -> None:
     listed = run("settings", "finetune", "--task", "comment").stdout
     assert "train.learning_rate" in listed
     assert "csv | tensorboard" in listed
+    assert "loss.sequence_weight" in run("settings", "pretrain").stdout
     assert "source.num_users" in run("settings", "simulator").stdout
     chain = run("settings", "train").stdout
     assert all(name in chain for name in ("align.loss.ssc", "finetune.comment.model.text_dim", "prepare.split"))
@@ -113,6 +114,7 @@ def test_prepare_writes_its_folder_and_prints_figures(toy_tables: Path, tmp_path
         (["finetune", "nowhere", "--out", "x", "--task", "video"], "--task video is unknown"),
         (["finetune", "nowhere", "--out", "x", "--task", "item", "--model", "lsvc"], "did you mean 'lsvcr'?"),
         (["finetune", "nowhere", "--out", "x", "--task", "item"], "nowhere is not a folder"),
+        (["finetune", "nowhere", "--out", "x", "--aligned", "a", "--pretrained", "p"], "starts from one of them"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(

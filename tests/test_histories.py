@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_logs import ItemEvent, Record, User, histories_of, random_log
+from toy import with_tables
 
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.histories import (
@@ -201,7 +203,20 @@ def test_histories_of_a_dataset(toy_dataset: Dataset) -> None:
         assert histories.end[rows].tolist() == talked["end"].to_list()
         for row, record in zip(range(rows.start, rows.stop), talked["record_id"], strict=True):
             chosen = histories.comment[histories.comment_offsets[row] : histories.comment_offsets[row + 1]]
-            assert chosen.tolist() == comments.filter(comments["record_id"] == record)["comment_id"].to_list()
+            of_table = comments.filter(comments["record_id"] == record)["comment_id"]
+            assert chosen.tolist() == of_table.reverse().unique(maintain_order=True).reverse().to_list()
+
+
+def test_a_comment_turned_to_again_stands_once_where_it_came_last(toy_dataset: Dataset) -> None:
+    events = toy_dataset.comment_events
+    again = events.group_by("record_id").first().with_columns(time=pl.col("time") + 10**12).select(events.columns)
+    both = pl.concat([events, again]).sort("record_id", "time")
+    repeated = with_tables(toy_dataset, comment_events=both)
+    once, twice = Histories.of(toy_dataset), Histories.of(repeated)
+    assert np.array_equal(twice.comment_offsets, once.comment_offsets)
+    for row in range(len(once.record_item)):
+        first, *others = once.comments_of(row)
+        assert twice.comments_of(row) == [*others, first]
 
 
 def test_a_dataset_without_comments(toy_dataset: Dataset) -> None:

@@ -304,18 +304,6 @@ def test_items_drawn_may_be_those_of_the_last_days(log: Log) -> None:
     assert found and min(found) >= 0 and max(found) <= 5
 
 
-def test_repeated_comments_of_a_record_are_told_once(log: Log) -> None:
-    repeated = replace(
-        log,
-        users=[
-            User(user.items, [replace(record, comments=record.comments * 2) for record in user.records])
-            for user in log.users
-        ],
-    )
-    one, other = (stream_of(each).batch(2, batch_size=20) for each in (log, repeated))
-    assert same(one, other)
-
-
 def test_nothing_to_align_on() -> None:
     empty = replace(random_log(0), users=[User([], [Record(3, 4, 1, ())])])
     with pytest.raises(DataError, match="nothing to align on"):

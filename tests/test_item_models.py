@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from random_logs import ItemEvent, Log, packed_batch, preferences, random_log, random_model
 
 from reeltalk.data.histories import NOW, request_windows, training_windows
+from reeltalk.errors import ConfigError
 from reeltalk.models import MODELS, build
 from reeltalk.models.hstu import HSTU, time_buckets
 from reeltalk.models.narm import additive_scores
@@ -238,7 +239,7 @@ def test_a_request_without_a_time_follows_the_last_event(spread: Log) -> None:
 
 
 def test_heads_must_divide_the_width(spread: Log) -> None:
-    with pytest.raises(ValueError, match="dim=10 is not a multiple of num_heads=4"):
+    with pytest.raises(ConfigError, match="dim=10 is not a multiple of num_heads=4"):
         random_model("hstu", "item", spread, length=LENGTH, dim=10, num_heads=4)
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from random_logs import ItemEvent, Log, Record, User, settings_of
-from torch import nn
+from torch import Tensor, nn
 
 from reeltalk.data.dataset import Split
 from reeltalk.data.histories import Windows, target_windows, training_windows
 from reeltalk.data.pool import CommentPool
 from reeltalk.data.ragged import Ragged, offsets_of, ranges
 from reeltalk.models import MODELS, build
-from reeltalk.models.candidate_features import CandidateFeatures
+from reeltalk.models.candidate_features import NUM_FEATURES, CandidateFeatures
 from reeltalk.models.recommender import Recommender
 from reeltalk.objectives import Terms, comment_objective, comment_scores, item_objective, target_preferences
 
@@ -164,6 +164,19 @@ def test_the_comment_a_user_answers(name: str, of_user: bool, of_kind: bool, ste
     chosen = candidates.values.reshape(-1, STYLES)[np.arange(len(items)), score_TC.argmax(1).numpy()]
     answered = [user.records[-1].comments[0] for user in log.users if user.records[-1].split == Split.TEST]
     assert np.mean(chosen == answered) > 0.97
+
+
+def test_candidate_features_read_how_many_are_fresher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    feature_TCF = torch.randint(0, 4, (30, 7, NUM_FEATURES), generator=generator).float()  # with ties
+    is_candidate_TC = torch.rand(30, 7, generator=generator) < 0.7
+    features, read = CandidateFeatures(), list[Tensor]()
+    features.linear.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    features(feature_TCF, is_candidate_TC)
+    for row, column in is_candidate_TC.nonzero().tolist():
+        others_CF = feature_TCF[row, is_candidate_TC[row]]
+        expected_F = (others_CF < feature_TCF[row, column]).double().mean(0)
+        torch.testing.assert_close(read[0][row, column, -NUM_FEATURES:].double(), expected_F)
 
 
 def test_candidate_features_learn_that_the_freshest_is_answered() -> None:

@@ -14,6 +14,7 @@ import pytest
 from reeltalk.artifacts import versions
 from reeltalk.data.dataset import TABLES, Dataset, Split
 from reeltalk.data.features import CommentFeatures
+from reeltalk.data.histories import NOW
 from reeltalk.data.prepare import PrepareSettings, prepare
 from reeltalk.errors import ConfigError
 
@@ -371,6 +372,10 @@ def test_features_count_only_the_past(tmp_path: Path) -> None:
         np.testing.assert_allclose(row, np.log1p([age, so_far]), rtol=1e-6)
     assert found.dtype == np.float32
     assert (found[:, 1] > 0).any()
+    # a request without a time comes after all that is known
+    last = max(*dataset.comment_events["time"], *dataset.comments["created"])
+    untimed, after = (CommentFeatures.of(dataset)(comments, np.full(300, time)) for time in (NOW, last + 1))
+    assert np.array_equal(untimed, after)
 
 
 def test_same_log_same_bytes(toy_tables: Path, toy_dataset: Dataset, tmp_path: Path) -> None:
@@ -397,6 +402,38 @@ def test_minimum_counts_hold_and_are_told(tmp_path: Path) -> None:
     assert facts["num_comments"] + facts["dropped"]["comments_of_dropped"] == 60
     kept = {row["comment_key"]: row["item_key"] for row in log["comments"]}
     assert {kept[key] for key in dataset.comments["comment_key"]} <= set(dataset.items["item_key"])
+
+
+def test_what_the_minimum_leaves_holds_no_repeats(tmp_path: Path) -> None:
+    """A user's a, b, a is a, a once b is too rare; without the second a the user has too few."""
+    items = [{"item_key": key, "title": "", "created": None} for key in "abcd"]
+    seen = {"u": "abacd", "v": "acdc", "w": "cdac", "x": "aba"}
+    events = [
+        {"user_key": user, "item_key": key, "time": START + row * HOUR, "behaviour": "x"}
+        for user, keys in seen.items()
+        for row, key in enumerate(keys)
+    ]
+    settings = {"split": "leave_one_out", "min_item_events": 3, "min_user_events": 2}
+    dataset = prepared({"items": items, "item_events": events}, tmp_path, settings)
+    names, users = dataset.items["item_key"], dataset.users["user_key"]
+    kept = dataset.item_events.group_by("user_id", maintain_order=True).agg("item_id")
+    told = {users[user - 1]: "".join(names.gather([item - 1 for item in ids])) for user, ids in kept.iter_rows()}
+    assert told == {"u": "acd", "v": "acdc", "w": "cdac"}
+    dropped = dataset.manifest.facts["dropped"]
+    assert (dropped["item_events_repeated"], dropped["item_events_below_minimum"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "unused"),
+    [
+        ({"split": "leave_one_out", "test_from": "2023-11-16"}, "test_from"),
+        ({"split": "leave_one_out", "valid_days": 2, "active_days": 5}, "valid_days, active_days"),
+        ({"active_days": 5}, "active_days"),
+    ],
+)
+def test_settings_without_a_use_are_told(settings: Row, unused: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{unused}: not used with split="):
+        prepared(random_log(6), tmp_path, settings)
 
 
 def test_max_targets_draws_a_part_of_the_targets(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.llm.align import align
 from reeltalk.llm.settings import AlignSettings, AlignTrainSettings
-from reeltalk.objectives import item_objective, target_preferences
+from reeltalk.objectives import target_preferences
 from reeltalk.pretraining import PRETRAINING
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable, is_empty, text_keys
 from reeltalk.training import finetune as command
@@ -38,7 +38,6 @@ from reeltalk.training.finetune import finetune
 from reeltalk.training.module import FinetuneModule
 from reeltalk.training.pretrain import _around
 from reeltalk.training.ranking import PAIRS_AT_ONCE, SystemRanker, paired_dots
-from reeltalk.training.requests import History, _feed, recommend_comments, recommend_items, user_vectors
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
 from reeltalk.training.system import WEIGHTS, System, load_system
 from reeltalk.training.trainer import CHECKPOINTS
@@ -347,73 +346,34 @@ def test_days_need_to_know_how_old_an_item_is(toy_dataset: Dataset, toy_text: Te
         Instances.of(ageless, active_days=3)
 
 
+def test_what_this_machine_lacks_is_told(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    settings = small_settings("item")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"accelerator": "gpu"})})
+    with pytest.raises(ConfigError, match=r"train\.accelerator=gpu with devices=1 .* cannot be used here: "):
+        finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_texts_of_comments_are_asked_for_where_they_are_read(
+    toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+) -> None:
+    titles = write_text_table(with_tables(toy_dataset, comments=toy_dataset.comments.clear()), tmp_path / "titles")
+    settings = finetune_settings("unisrec", "item").model_validate({"model": {"dim": 16}})
+    whole, alone = (System.new(toy_dataset, text=text, settings=settings) for text in (toy_text, titles))
+    assert torch.equal(whole.feed.text.titles() > 1, alone.feed.text.titles() > 1)
+    settings = finetune_settings("lsvcr", "item").model_validate({"data": {"comments": False}})
+    System.new(toy_dataset, text=titles, settings=settings)
+    with pytest.raises(ArtifactError, match="titles lacks"):
+        System.new(toy_dataset, text=titles, settings=small_settings("item"))
+
+
 def test_a_model_that_reads_text_asks_for_it(toy_dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--text"):
         finetune(toy_dataset, text=None, settings=small_settings("item"), out=tmp_path / "m")
     assert not (tmp_path / "m").exists()
-
-
-def test_requests_of_known_and_unseen_users(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
-    items = finetune(toy_dataset, text=toy_text, settings=small_settings("item", epochs=10), out=tmp_path / "i")
-    by_hand = History(items=["v00", "v04", "v08", "v12"], comments=["c002"])
-    best = recommend_items(items, by_hand, k=5)
-    assert best.columns == ["item_key", "title", "score"]
-    assert best["score"].is_sorted(descending=True)
-    assert not set(best["item_key"]) & {"v00", "v04", "v08", "v12"}
-    assert len(recommend_items(items, History(), k=100)) == toy_dataset.num_items
-    # a user of the dataset, written out by hand, gets the same scores; items are told with comments that existed then
-    events = toy_dataset.item_events.filter(pl.col("user_id") == toy_dataset.user_ids["u00"]).sort("time")
-    keys = toy_dataset.items["item_key"].gather(events["item_id"] - 1).to_list()
-    as_user = History(items=keys, item_times=events["time"].to_list())
-    hot = _feed(items, as_user)[0].histories.hot_comment
-    assert np.array_equal(hot > 0, events["hot_comment_id"].to_numpy() > 0) and hot.any()
-    assert (toy_dataset.comments["created"].to_numpy()[hot - 1] < events["time"].to_numpy())[hot > 0].all()
-    written, told = (recommend_items(items, user, k=5) for user in (as_user, "u00"))
-    np.testing.assert_allclose(written["score"].to_numpy(), told["score"].to_numpy(), rtol=2e-4)
-    vectors = user_vectors(items, ["u00", "u01"])
-    known = recommend_items(items, "u01", k=3, exclude_seen=False)
-    ids = toy_dataset.items.filter(pl.col("item_key").is_in(known["item_key"].to_list()))["item_id"].to_numpy()
-    expected = (items.item_vectors()[ids - 1] @ vectors[1]).sort(descending=True).values
-    np.testing.assert_allclose(known["score"].to_numpy(), expected.numpy(), rtol=1e-4)
-    with pytest.raises(DataError, match="nobody"):
-        recommend_items(items, "nobody")
-    with pytest.raises(DataError, match="comment task"):
-        recommend_comments(items, by_hand, item="v00")
-
-    comments = finetune(toy_dataset, text=toy_text, settings=small_settings("comment"), out=tmp_path / "c")
-    talk = recommend_comments(comments, by_hand, item="v04", k=3)
-    assert talk.columns == ["comment_key", "text", "score"]
-    assert len(talk) == 3
-    assert recommend_comments(comments, by_hand, item="v05").is_empty()
-
-
-@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "lsvcr"])
-def test_answers_follow_the_weights(toy_dataset: Dataset, toy_text: TextTable, name: str) -> None:
-    chosen = finetune_settings(name, "item").model_validate({"model": {"dim": 16, "num_heads": 2}})
-    system = System.new(toy_dataset, text=toy_text, settings=chosen)
-    first = {key: value.clone() for key, value in system.state_dict().items()}
-    before = recommend_items(system.eval(), "u01")
-    assert system.item_vectors() is system.item_vectors()
-
-    system.train()
-    optimizer = torch.optim.AdamW(system.parameters(), lr=0.1, fused=True)
-    batch, wanted = system.feed.item_batch(system.training_windows())
-    total, count = item_objective(system.recommender, batch, wanted)["softmax"]
-    (total / count).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    fresh = System.new(toy_dataset, text=toy_text, settings=chosen)
-    fresh.load_state_dict(system.state_dict())
-    after = recommend_items(system, "u01")
-    assert system.training
-    assert after.equals(recommend_items(fresh.eval(), "u01"))
-    assert not after.equals(before)
-
-    system.eval()
-    for assign in (False, True):
-        system.load_state_dict(fresh.state_dict())
-        recommend_items(system, "u01")
-        system.load_state_dict(first, assign=assign)
-        assert recommend_items(system, "u01").equals(before)
 
 
 def test_data_parallel_training_runs_and_agrees_on_the_data(

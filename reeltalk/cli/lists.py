@@ -50,7 +50,9 @@ def settings(
     step: Annotated[
         str, typer.Argument(help="prepare, encode, align, pretrain, finetune, evaluate, train, compare, or a source.")
     ],
-    model: Annotated[str, typer.Option("--model", help="For pretrain and finetune.")] = "lsvcr",
+    model: Annotated[
+        str | None, typer.Option("--model", help="For pretrain and finetune.  [default: unisrec, lsvcr]")
+    ] = None,
     task: Annotated[str, typer.Option("--task", metavar="item|comment", help="For finetune.")] = "item",
 ) -> None:
     """List what `--set` can change in a step: name, default, meaning."""
@@ -62,11 +64,11 @@ def settings(
     if step == "finetune":
         from reeltalk.training.settings import finetune_settings
 
-        listed: type[BaseModel] = finetune_settings(model, as_task(task))
+        listed: type[BaseModel] = finetune_settings(model or "lsvcr", as_task(task))
     elif step == "pretrain":
         from reeltalk.training.pretrain import pretrain_settings
 
-        listed = pretrain_settings(model)
+        listed = pretrain_settings(model or "unisrec")
     elif step == "train":
         from reeltalk.experiments.chain import chain_settings
 

@@ -126,11 +126,11 @@ def finetune(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", metavar="item|comment", help="What is recommended.")] = None,
     text: TextFolder = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--aligned", "--pretrained", metavar="DIR", help="Start from what `reeltalk align` or `pretrain` wrote."
-        ),
+    aligned: Annotated[
+        Path | None, typer.Option("--aligned", metavar="DIR", help="Start from what `reeltalk align` wrote.")
+    ] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option("--pretrained", metavar="DIR", help="Start from what `reeltalk pretrain` wrote.")
     ] = None,
     config: Config = None,
     overrides: Set = None,
@@ -139,6 +139,8 @@ def finetune(
     from reeltalk.artifacts import read_manifest
     from reeltalk.config import load_settings, read_yaml
 
+    if aligned is not None and pretrained is not None:
+        raise ConfigError(f"--aligned {aligned} and --pretrained {pretrained}: training starts from one of them")
     given = read_yaml(config) if config is not None else {}
     chosen = as_task(_asked("--task", task, config, given.get("task")))
     name = _asked("--model", model, config, given.get("name")) or "lsvcr"
@@ -150,7 +152,7 @@ def finetune(
 
     settings = load_settings(finetune_settings(name, chosen), file=config, overrides=overrides or [])
     table = None if text is None else TextTable.load(text)
-    run(Dataset.load(dataset), text=table, settings=settings, out=out, start=start)
+    run(Dataset.load(dataset), text=table, settings=settings, out=out, start=aligned or pretrained)
     print_facts(out, read_manifest(out, "model").facts)
 
 

@@ -61,13 +61,18 @@ class ItemTargets(_Tensors):
     """Item task: the item to predict at a position. position_T indexes the flat [R * L] grid, -1: no history at all.
 
     Ids are in order of creation: at the target's time the ids 1..existing_T existed, and the first first_T of them are
-    outdated and do not compete in training.
+    outdated and do not compete in training. first_T < item_T: a target competes however old it is, with all that came
+    after it.
     """
 
     position_T: Tensor
     item_T: Tensor
     first_T: Tensor
     existing_T: Tensor
+
+    def __getitem__(self, rows: Tensor) -> ItemTargets:
+        """Some of the targets, by index or mask."""
+        return ItemTargets(*(column[rows] for column in vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -191,10 +191,8 @@ def ids_of(what: str, keys: Sequence[str], known: Mapping[str, int]) -> Ints:
     """The ids of some keys; raises DataError where a key is unknown. `what` they are: user, item or comment."""
     unknown = [key for key in keys if key not in known]
     if unknown:
-        raise DataError(
-            f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; keys look like "
-            f"{next(iter(known))!r}"
-        )
+        way_out = f"keys look like {next(iter(known))!r}" if known else "it has none"
+        raise DataError(f"{len(unknown)} {what} keys are not in the dataset, the first is {unknown[0]!r}; {way_out}")
     return np.array([known[key] for key in keys], dtype=np.int64)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reeltalk.data.dataset import Dataset
+from reeltalk.data.histories import NOW
 from reeltalk.data.raw import SECOND
 
 Ints = NDArray[np.int64]
@@ -35,12 +37,18 @@ class CommentFeatures:
         created = np.concatenate([[0], dataset.comments["created"].to_numpy()]).astype(np.int64)
         return cls(created, moments, keys)
 
+    @cached_property
+    def _end(self) -> int:
+        return 1 + max(int(self.moments.max(initial=0)), int(self.created.max()))
+
     def __call__(self, comment_ids: NDArray[np.integer], times: Ints) -> NDArray[np.float32]:
         """float32 [n, 2]: log1p of the age in seconds, and log1p of the number of comment events so far.
 
-        A comment of unknown creation time, or one that is yet to come, has age 0; comment_id 0 (none) has zeros.
+        A comment of unknown creation time, or one that is yet to come, has age 0; comment_id 0 (none) has zeros. `NOW`,
+        a request without a time of its own, is taken to follow all that is known at once.
         """
         comment = comment_ids.astype(np.int64)
+        times = np.where(times < NOW, times, self._end)
         created = self.created[comment]
         age = np.where(created > 0, np.maximum(times - created, 0), 0) / SECOND
         first = comment * (len(self.moments) + 1)

@@ -66,17 +66,17 @@ class Histories:
     start: Ints
     end: Ints
     record_split: Ints
-    comment_offsets: Ints  # of the records: comment[comment_offsets[r] : comment_offsets[r + 1]]
+    comment_offsets: Ints  # of the records: comment[comment_offsets[r] : comment_offsets[r + 1]], each comment once
     comment: Ints
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """The histories of a dataset's users."""
+        """The histories of a dataset's users; of a record each comment once, in the order in which each came last."""
         events, records, comments = dataset.item_events, dataset.comment_records, dataset.comment_events
         column = _columns
         user, item, time, hot, split = column(events, "user_id", "item_id", "time", "hot_comment_id", "split")
         owner, watched, start, end, record_split = column(records, "user_id", "item_id", "start", "end", "split")
-        record, comment = column(comments, "record_id", "comment_id")
+        record, comment = without_repeats(*column(comments, "record_id", "comment_id"))
         return cls(
             item_offsets=offsets_by_id(user, dataset.num_users),
             item=item,
@@ -129,20 +129,30 @@ class Histories:
         return [Happened(item, time, [hot] if hot else []) for item, time, hot in zip(*columns, strict=True)]
 
     def record_entries(self, rows: range, *, record_comments: int) -> list[Happened]:
-        """Records with the last `record_comments` of their distinct comments."""
+        """Records with the last `record_comments` of their comments."""
         return [
             Happened(int(self.record_item[row]), int(self.start[row]), self.comments_of(row)[-record_comments:])
             for row in rows
         ]
 
     def comments_of(self, row: int) -> list[int]:
-        """The distinct comments of a record, in the order in which each came last."""
+        """The comments of a record."""
         first, last = self.comment_offsets[row : row + 2]
-        return list(dict.fromkeys(self.comment[first:last][::-1].tolist()))[::-1]
+        chosen: list[int] = self.comment[first:last].tolist()
+        return chosen
 
 
 def _columns(frame: pl.DataFrame, *names: str) -> list[Ints]:
     return [frame[name].to_numpy().astype(np.int64) for name in names]
+
+
+def without_repeats(record: Ints, comment: Ints) -> tuple[Ints, Ints]:
+    """The last row of each pair, in the order of the rows."""
+    order = np.lexsort((comment, record))
+    is_last = np.ones(len(order), np.bool_)
+    is_last[:-1] = (np.diff(record[order]) != 0) | (np.diff(comment[order]) != 0)
+    rows = np.sort(order[is_last])
+    return record[rows], comment[rows]
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ def number_users_and_items(
 ) -> Numbered:
     """Choose the item events that stay, then give ids: items by (created, item_key), users by user_key.
 
-    Left out, in this order, and counted in `staged.dropped`: events on unknown items, events before their item was
-    created, all but the first of a user's consecutive events on one item (`drop_repeats`), and users and items with
-    fewer item events than the minimum, until all that are left have enough.
+    Left out and counted in `staged.dropped`: events on unknown items, events before their item was created, and then,
+    until nothing more falls, all but the first of a user's consecutive events on one item (`drop_repeats`) and the
+    events of users and items with fewer than the minimum.
     """
     items = (
         staged.scan("items")
@@ -57,11 +57,14 @@ def number_users_and_items(
         .sort("user_id", "time", "row")
     )
     events = _counted(staged, "item_events_before_creation", events, events.filter(pl.col("time") >= pl.col("created")))
-    if drop_repeats:
-        repeats = (pl.col("item_id") == pl.col("item_id").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
-        events = _counted(staged, "item_events_repeated", events, events.filter(~repeats.fill_null(False)))
-    core = _core(events, min_user_events=min_user_events, min_item_events=min_item_events)
-    events = _counted(staged, "item_events_below_minimum", events, core)
+    is_enough = (pl.len().over("user_id") >= min_user_events) & (pl.len().over("item_id") >= min_item_events)
+    is_repeat = (pl.col("item_id") == pl.col("item_id").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
+    before = events.clear()
+    while events.height != before.height:
+        before = events
+        if drop_repeats:
+            events = _counted(staged, "item_events_repeated", events, events.filter(~is_repeat.fill_null(False)))
+        events = _counted(staged, "item_events_below_minimum", events, events.filter(is_enough))
     if min_user_events:
         kept = users.join(events.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
         users = _counted(staged, "users_below_minimum", users, kept)
@@ -169,17 +172,8 @@ def _count_lost(staged: StagedLog, name: str, key: str, num_kept: int) -> None:
 
 
 def _counted(staged: StagedLog, reason: str, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    staged.dropped[reason] = before.height - after.height
+    staged.dropped[reason] = staged.dropped.get(reason, 0) + before.height - after.height
     return after
-
-
-def _core(events: pl.DataFrame, *, min_user_events: int, min_item_events: int) -> pl.DataFrame:
-    while True:
-        enough = (pl.len().over("user_id") >= min_user_events) & (pl.len().over("item_id") >= min_item_events)
-        core = events.filter(enough)
-        if core.height == events.height:
-            return core
-        events = core
 
 
 def _renumbered(named: pl.DataFrame, events: pl.DataFrame, key: str) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -108,7 +108,7 @@ class Instances:
         record = np.repeat(np.arange(len(histories.record_item)), np.diff(histories.comment_offsets))
         is_target = histories.record_split[record] == Split.TRAIN
         is_target &= self.pool.created[histories.comment] < histories.start[record]
-        row, comment = np.unique(np.stack([record, histories.comment])[:, is_target], axis=1)
+        row, comment = record[is_target], histories.comment[is_target]
         has_text = self.words.has_text(comment)
         comments = Targets(row[has_text], histories.record_item[row[has_text]], comment[has_text])
         both = Targets(

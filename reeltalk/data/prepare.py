@@ -30,6 +30,7 @@ from reeltalk.errors import ArtifactError, ConfigError, DataError
 
 _STEPS = 9
 _CENTURY = 36_525  # days; all that the clock reaches
+_OF_SPLIT_BY_TIME = ("valid_from", "test_from", "valid_days", "test_days")
 
 
 class PrepareSettings(BaseModel):
@@ -144,8 +145,19 @@ def _write_errors(out: Path) -> Iterator[None]:
 
 
 def _resolved(settings: PrepareSettings, clock: Clock) -> PrepareSettings:
-    """The settings with the split chosen; raises ConfigError where they ask more of the clock than it tells."""
+    """The settings with the split chosen.
+
+    Raises ConfigError where they ask more of the clock than it tells, or for what split and negatives do not use.
+    """
     split = settings.split or ("time" if clock == "time" else "leave_one_out")
+    unused: tuple[str, ...] = _OF_SPLIT_BY_TIME if split == "leave_one_out" else ()
+    unused += () if settings.item_negatives == "active" else ("active_days",)
+    defaults = PrepareSettings()
+    if changed := [name for name in unused if getattr(settings, name) != getattr(defaults, name)]:
+        raise ConfigError(
+            f"{', '.join(changed)}: not used with split={split} and item_negatives={settings.item_negatives}; leave it "
+            "out, or choose split=time or item_negatives=active"
+        )
     if clock == "order":
         for is_asked, name in (
             (split == "time", "split=time"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from reeltalk.data.dataset import ID
 from reeltalk.data.histories import offsets_by_id, rows_before
@@ -22,16 +23,14 @@ def comment_records(
     event of the user lies strictly between two comment events, and at a cut between two parts of the log.
     """
     user, item, time = (comment_events[name].to_numpy().astype(np.int64) for name in ("user_id", "item_id", "time"))
-    before, now = slice(None, -1), slice(1, None)
-    changes = (user[now] != user[before]) | (item[now] != item[before])
-    changes |= time[now] - time[before] > gap_seconds * SECOND
-    changes |= _seen_items(item_events, user[now], time[now], num_users) > _seen_items(
-        item_events, user[now], time[before] + 1, num_users
+    item_offsets = offsets_by_id(item_events["user_id"].to_numpy(), num_users)
+    starts = record_starts(
+        user, item, time, item_offsets=item_offsets, item_time=item_events["time"].to_numpy(), gap_seconds=gap_seconds
     )
     if cuts is not None:
         part = cuts.split_of(time)
-        changes |= part[now] != part[before]
-    record = np.concatenate([np.zeros(min(len(user), 1), dtype=np.int64), np.cumsum(changes)])
+        starts[1:] |= part[1:] != part[:-1]
+    record = np.cumsum(starts) - 1
     events = comment_events.with_columns(pl.Series("record_id", record, dtype=ID))
     records = events.group_by("record_id", maintain_order=True).agg(
         pl.col("user_id").first(),
@@ -42,7 +41,19 @@ def comment_records(
     return records, events
 
 
-def _seen_items(item_events: pl.DataFrame, user: Ints, moment: Ints, num_users: int) -> Ints:
-    """The row after the last item event that each user has strictly before the moment."""
-    offsets = offsets_by_id(item_events["user_id"].to_numpy(), num_users)
-    return rows_before(offsets, item_events["time"].to_numpy(), user, moment)
+def record_starts(
+    user: Ints, item: Ints, time: Ints, *, item_offsets: Ints, item_time: Ints, gap_seconds: int
+) -> NDArray[np.bool_]:
+    """Whether each comment event begins a record, cuts apart; events as in `comment_records`.
+
+    `item_time[item_offsets[user] : item_offsets[user + 1]]` are the times of a user's item events.
+    """
+    before, now = slice(None, -1), slice(1, None)
+    starts = np.ones(len(user), np.bool_)
+    starts[1:] = (user[now] != user[before]) | (item[now] != item[before])
+    starts[1:] |= time[now] - time[before] > gap_seconds * SECOND
+    seen, seen_before = (
+        rows_before(item_offsets, item_time, user[now], moment) for moment in (time[now], time[before] + 1)
+    )
+    starts[1:] |= seen > seen_before
+    return starts

@@ -13,6 +13,7 @@ Bools = NDArray[np.bool_]
 IsValid = Callable[[Ints, Ints], Bools]
 
 _ROUNDS = 12
+_MANY = 256  # draws for each that is wanted, before all positions are listed
 _LISTED_AT_ONCE = 4_000_000
 
 
@@ -26,9 +27,14 @@ def draw_distinct(
     """
     is_small = size <= 4 * wanted
     rows, positions = _draw_by_trial(np.flatnonzero(~is_small & (wanted > 0)), start, size, wanted, is_valid, rng)
-    # rows that hold few valid positions are drawn anew, from a list of all of them
+    # rows that hold few valid positions are drawn anew: from many trials, and at last from a list of all positions
     is_short = np.bincount(rows, minlength=len(start)) < wanted
     found = [(rows[~is_short[rows]], positions[~is_short[rows]])]
+    tries = np.minimum(_MANY * wanted, size)
+    for part in _parts(np.flatnonzero(is_short & (size > _MANY * wanted)), tries):
+        drawn = _draw_by_many_trials(part, start, size, wanted, is_valid, rng)
+        is_short[drawn[0]] = False
+        found.append(drawn)
     for part in _parts(np.flatnonzero(is_short), size):
         found.append(_draw_from_list(part, start, size, wanted, is_valid, rng))
     rows, positions = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
@@ -55,12 +61,30 @@ def _draw_by_trial(
     return pairs // width, pairs % width
 
 
+def _draw_by_many_trials(
+    rows: Ints, start: Ints, size: Ints, wanted: Ints, is_valid: IsValid, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    """Of many draws those that are valid, and of these as many as wanted; rows that have fewer get none."""
+    width = int((start + size).max())
+    row = np.repeat(rows, _MANY * wanted[rows])
+    drawn = _sorted_distinct(row * width + start[row] + rng.integers(0, size[row]))
+    row, position = drawn // width, drawn % width
+    valid = is_valid(row, position)
+    row, position = row[valid], position[valid]
+    is_enough = np.bincount(row, minlength=len(start)) >= wanted
+    return _picked(row[is_enough[row]], position[is_enough[row]], wanted, rng)
+
+
 def _draw_from_list(
     rows: Ints, start: Ints, size: Ints, wanted: Ints, is_valid: IsValid, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
     row, position = np.repeat(rows, size[rows]), ranges(start[rows], start[rows] + size[rows])
     valid = is_valid(row, position)
-    row, position = row[valid], position[valid]
+    return _picked(row[valid], position[valid], wanted, rng)
+
+
+def _picked(row: Ints, position: Ints, wanted: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Of each row's positions as many as wanted, every choice equally likely; `row` rises."""
     shuffled = np.argsort(row + rng.random(len(row)))
     rank = np.empty(len(row), dtype=np.int64)
     rank[shuffled] = np.arange(len(row)) - np.searchsorted(row, row, side="left")

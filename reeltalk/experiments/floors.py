@@ -23,7 +23,7 @@ def measure_floors(
     parents: Mapping[str, str],
 ) -> Manifest:
     """Write a folder with the per-user values of each floor, ``NAME.parquet`` as in a report folder."""
-    texts = None if text is None else TextLookup.of(dataset, text)
+    texts = None if text is None else TextLookup.of(dataset, text, with_comments=task == "comment")
     reports = evaluate(dataset, floors(dataset, task, texts=texts, settings=settings), settings=settings)
     with new_folder(out, kind=FLOORS) as folder:
         for name, report in reports.items():

@@ -28,6 +28,7 @@ from reeltalk.llm.settings import AlignSettings
 from reeltalk.models.lsvcr import text_map
 from reeltalk.text.encode import EncodeSettings, encode, require_same_encoding
 from reeltalk.text.encoder import Encoder, encoder_of
+from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import KEYS, KIND, VECTORS, TextTable
 from reeltalk.training.start import ALIGNED, SEQUENTIAL
 from reeltalk.training.system import recorded
@@ -49,7 +50,7 @@ def encode_aligned(
     mapped, and no LLM runs; `text` is that table, found by the recorded path where not given. Otherwise as `reeltalk
     encode`: killed and run again it goes on, new texts are added. Encoder and precision are the aligned ones, whatever
     the settings. Raises ConfigError where the settings ask for other vectors than alignment saw, ArtifactError where
-    the aligned folder or that table is not there any more, or `text` is another.
+    the aligned folder or that table is not there any more or lacks texts, or `text` is another.
     """
     settings = settings or EncodeSettings()
     if settings.pooling != "mean" or settings.prefix:
@@ -66,6 +67,7 @@ def encode_aligned(
     if text is None:
         text = TextTable.load(recorded(aligned, manifest, "text"))
         _require_start(text, aligned, manifest)
+    TextLookup.of(dataset, text)  # raises where texts are missing
     return _mapped_table(text, aligned, manifest, out)
 
 

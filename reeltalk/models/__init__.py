@@ -45,6 +45,7 @@ class ModelSpec:
 
     `make(settings, items, history_length=...)` is the model's class. `reads`: whether it learns a vector of each item
     (ids), needs text vectors, makes its preferences from item events (items), from the history of comments (records).
+    Text vectors are those of titles, and of comments where records are read or comments are ranked, else zeros.
 
     A model that is not personal gives all users the same preference. One of the comment task that does not see what is
     watched has the same under each item.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reeltalk.data.batch import PackedHistory
+from reeltalk.errors import ConfigError
 
 
 def same_history_mask(history: PackedHistory) -> Tensor:
@@ -80,7 +81,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, dim: int, *, num_heads: int, dropout: float) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+            raise ConfigError(f"dim={dim} is not a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(dim, dim)

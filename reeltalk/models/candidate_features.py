@@ -35,8 +35,10 @@ class CandidateFeatures(nn.Module):
         scaled_TCF = feature_TCF / self.scale_F
         hidden_TC1 = ~is_candidate_TC[..., None]
         least_T1F = scaled_TCF.masked_fill(hidden_TC1, torch.inf).amin(1, keepdim=True).clamp(max=1e4)
-        is_less_TCCF = (scaled_TCF[:, None] < scaled_TCF[:, :, None]) & is_candidate_TC[:, None, :, None]
-        share_TCF = is_less_TCCF.sum(2) / is_candidate_TC.sum(1).clamp(min=1)[:, None, None]
+        scaled_TFC = scaled_TCF.transpose(1, 2).contiguous()
+        rising_TFC = scaled_TFC.masked_fill(hidden_TC1.transpose(1, 2), torch.inf).sort(dim=-1).values
+        num_less_TCF = torch.searchsorted(rising_TFC, scaled_TFC).transpose(1, 2)
+        share_TCF = num_less_TCF / is_candidate_TC.sum(1).clamp(min=1)[:, None, None]
         read = torch.cat([scaled_TCF, scaled_TCF - least_T1F, share_TCF], dim=-1)
         score_TC: Tensor = (self.network(read) + self.linear(read))[..., 0]
         return score_TC

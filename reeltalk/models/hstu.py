@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch, PackedHistory
 from reeltalk.data.histories import NOW
+from reeltalk.errors import ConfigError
 from reeltalk.losses import unit
 from reeltalk.models.attention import causal_mask, dropout, masked_bias
 from reeltalk.models.recommender import Items, Recommender, initialise
@@ -82,7 +83,7 @@ class HSTULayer(nn.Module):
     def __init__(self, settings: HSTUSettings, *, history_length: int) -> None:
         super().__init__()
         if settings.dim % settings.num_heads:
-            raise ValueError(f"dim={settings.dim} is not a multiple of num_heads={settings.num_heads}")
+            raise ConfigError(f"dim={settings.dim} is not a multiple of num_heads={settings.num_heads}")
         self.num_heads, self.dropout = settings.num_heads, settings.dropout
         self.history_length = history_length
         self.offer = nn.Linear(settings.dim, 4 * settings.dim, bias=False)  # f1

@@ -116,7 +116,7 @@ class S3RecInPretraining(Recommender):
 
 
 def s3rec_objective(model: S3RecInPretraining, batch: Batch, targets: ItemTargets, settings: S3RecPretraining) -> Terms:
-    """A term a loss, each with its weight. Events are hidden at random; those that are outdated are not predicted."""
+    """A term a loss, each with its weight. Events are hidden at random."""
     history = model.whole(batch.items, targets)
     item_U = history.item_RL[history.segment_RL > 0].unique()  # type: ignore[no-untyped-call]
     item_ND = model.item_vectors()
@@ -165,15 +165,14 @@ class Choices:
 def drawn(history: PackedHistory, targets: ItemTargets, share: float) -> tuple[Tensor, ItemTargets]:
     """The events that a step hides, [R, L]: each on its own with this chance, the last of a history always.
 
-    And those of them to be predicted.
+    And the targets that they are.
     """
     is_there_T = history.segment_RL.flatten()[targets.position_T] > 0
     is_end_T = is_end(history).flatten()[targets.position_T]
     is_hidden_T = ((torch.rand(is_there_T.shape, device=is_there_T.device) < share) | is_end_T) & is_there_T
     is_hidden_RL = torch.zeros_like(history.item_RL, dtype=torch.bool)
     is_hidden_RL.view(-1)[targets.position_T] = is_hidden_T
-    is_predicted_T = is_hidden_T & (targets.item_T > targets.first_T)
-    return is_hidden_RL, ItemTargets(*(column[is_predicted_T] for column in vars(targets).values()))
+    return is_hidden_RL, targets[is_hidden_T]
 
 
 def drawn_segments(history: PackedHistory) -> Tensor:

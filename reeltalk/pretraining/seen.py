@@ -40,7 +40,6 @@ class Seen:
 
         With what is made up it competes too, and then with outdated items: competitors are a range of rows.
         """
-        is_fresh_T = targets.item_T > targets.first_T
         first_T, target_T, existing_T = (
             torch.searchsorted(self.item_U, ids_T.contiguous(), right=is_behind)
             for ids_T, is_behind in ((targets.first_T, True), (targets.item_T, False), (targets.existing_T, True))
@@ -50,12 +49,6 @@ class Seen:
             first_T = torch.zeros_like(first_T)
             target_T, existing_T = target_T + len(made_up_XD), existing_T + len(made_up_XD)
             vector_XD = torch.cat([made_up_XD, vector_XD])
-        preference_TD = at_targets(self.preference_RLD, targets)[is_fresh_T]
-        loss = full_softmax(
-            preference_TD,
-            unit(vector_XD),
-            target_T[is_fresh_T],
-            first_T=first_T[is_fresh_T],
-            existing_T=existing_T[is_fresh_T],
-        )
+        preference_TD = at_targets(self.preference_RLD, targets)
+        loss = full_softmax(preference_TD, unit(vector_XD), target_T, first_T=first_T, existing_T=existing_T)
         return loss, len(preference_TD)

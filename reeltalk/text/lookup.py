@@ -26,11 +26,14 @@ class TextLookup:
     comment_rows: Ints
 
     @classmethod
-    def of(cls, dataset: Dataset, table: TextTable) -> Self:
-        """Find every title and comment in the table; raises ArtifactError where texts are missing from it."""
+    def of(cls, dataset: Dataset, table: TextTable, *, with_comments: bool = True) -> Self:
+        """Find every title and comment in the table; raises ArtifactError where texts are missing from it.
+
+        Without comments their texts count as empty, and need not be there.
+        """
         none = np.full(1, -1, np.int64)
         titles = table.rows(dataset.items["title"])
-        comments = table.rows(dataset.comments["text"])
+        comments = table.rows(dataset.comments["text"]) if with_comments else np.full(dataset.num_comments, -1)
         return cls(table, np.concatenate([none, titles]), np.concatenate([none, comments]))
 
     @classmethod

@@ -54,7 +54,7 @@ class Feed:
         item, moment = self._targets[:, rows]
         existing = np.maximum(np.searchsorted(self.item_created, moment, side="right"), item)
         outdated = np.zeros_like(existing)
-        if self.active_days is not None:  # an outdated target competes with all that came after it
+        if self.active_days is not None:
             outdated = np.searchsorted(self.item_created, moment - int(self.active_days * DAY))
             outdated = np.minimum(outdated, np.maximum(item - 1, 0))
         targets = ItemTargets(*(torch.from_numpy(column) for column in (position, item, outdated, existing)))

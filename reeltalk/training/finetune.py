@@ -71,18 +71,18 @@ def train_system(
     made_from = {"dataset": dataset.manifest.digest} | ({"text": text.encoding} if text is not None else {})
     made_from |= parents or {}
     module = FinetuneModule(system, system.training_windows(), objective)
+    best = _best_checkpoint(out)
+    trainer = new_trainer(
+        out,
+        train,
+        callbacks=[_Patience("validation", mode="max", patience=train.patience), best],
+        max_epochs=train.max_epochs,
+        accumulate_grad_batches=train.accumulate,
+    )
     config = settings.model_dump(mode="json")
     with only_writer(out):
         is_resumed = resumable_folder(out, kind=kind, config=config, parents=made_from)
         save_settings(settings, out / CONFIG)
-        best = _best_checkpoint(out)
-        trainer = new_trainer(
-            out,
-            train,
-            callbacks=[_Patience("validation", mode="max", patience=train.patience), best],
-            max_epochs=train.max_epochs,
-            accumulate_grad_batches=train.accumulate,
-        )
         fit(trainer, module, out, is_resumed=is_resumed)
         if trainer.is_global_zero:
             facts = _finish(out, module, best, kept or system) | {

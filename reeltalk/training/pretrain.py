@@ -82,6 +82,6 @@ def _around(system: System, make: Callable[[Recommender, Tensor], Recommender], 
     settings, dataset = system.settings, system.dataset
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
-        recommender = make(system.recommender, TextLookup.of(dataset, text).titles())
+        recommender = make(system.recommender, TextLookup.of(dataset, text, with_comments=False).titles())
     feed = replace(system.feed, has_start=recommender.has_start)
     return System(recommender, None, feed=feed, dataset=dataset, settings=settings)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from reeltalk.data.dataset import ids_of
-from reeltalk.data.histories import NOW, Histories, Windows, request_windows
+from reeltalk.data.histories import NOW, Histories, Windows, offsets_by_id, request_windows, without_repeats
 from reeltalk.data.ragged import Ints, Ragged
+from reeltalk.data.records import record_starts
 from reeltalk.errors import DataError
 from reeltalk.objectives import comment_scores, target_preferences
 from reeltalk.training.feed import Feed
-from reeltalk.training.system import System
+from reeltalk.training.ranking import WINDOWS_A_BATCH
+from reeltalk.training.system import System, as_read
 
 LAST_MOMENT = int(NOW)
 
@@ -28,8 +30,8 @@ LAST_MOMENT = int(NOW)
 class History:
     """A history written by hand, oldest first: keys of items, and keys of comments that the user liked or answered.
 
-    Times are milliseconds since 1970, one for each key; where they are left out, both lists are taken to run evenly up
-    to now, side by side.
+    Times are milliseconds since 1970, one for each key. Keys without times are taken to run evenly over the time of the
+    other list, or where that has none, side by side with it, up to now.
     """
 
     items: Sequence[str] = ()
@@ -52,7 +54,7 @@ def recommend_items(
     `now` (ms) hides what happened later and items that did not exist yet. Raises DataError for an unknown user, item or
     comment key, and for a system of the comment task.
     """
-    _require_task(system, "item")
+    system.require_task("item")
     feed, user_id = _feed(system, user)
     preference_D = _preferences(system, feed, _windows(system, feed, user_id, now))[0]
     existing = int(np.searchsorted(feed.item_created, now, side="right"))
@@ -77,7 +79,7 @@ def recommend_comments(
     Comments that were not written by `now` (ms), and the user's own, are no candidates. Raises DataError as
     `recommend_items` does.
     """
-    _require_task(system, "comment")
+    system.require_task("comment")
     feed, user_id = _feed(system, user)
     item_id = int(ids_of("item", [item], system.dataset.item_ids)[0])
     is_candidate = (pl.col("item_id") == item_id) & (pl.col("created") < now)
@@ -98,12 +100,13 @@ def recommend_comments(
 
 def user_vectors(system: System, users: Sequence[str], *, now: int = LAST_MOMENT) -> Tensor:
     """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only."""
-    _require_task(system, "item")
+    system.require_task("item")
     ids = ids_of("user", users, system.dataset.user_ids)
     windows = request_windows(
         system.feed.histories, "item", ids, np.full(len(ids), now), length=system.settings.data.history_length
     )
-    return _preferences(system, system.feed, windows)
+    starts = range(0, max(len(windows), 1), WINDOWS_A_BATCH)
+    return torch.cat([_preferences(system, system.feed, windows[at : at + WINDOWS_A_BATCH]) for at in starts])
 
 
 @torch.inference_mode()
@@ -119,46 +122,52 @@ def _windows(system: System, feed: Feed, user_id: int, now: int) -> Windows:
     return request_windows(feed.histories, system.settings.task, np.array([user_id]), np.array([now]), length=length)
 
 
-def _require_task(system: System, task: str) -> None:
-    if system.settings.task != task:
-        raise DataError(f"this system was trained for the {system.settings.task} task; ask one of the {task} task")
-
-
 def _feed(system: System, user: str | History) -> tuple[Feed, int]:
     if isinstance(user, str):
         return system.feed, int(ids_of("user", [user], system.dataset.user_ids)[0])
+    return replace(system.feed, histories=as_read(_written(system, user), system.settings)), 1
+
+
+def _written(system: System, history: History) -> Histories:
     dataset = system.dataset
-    items = ids_of("item", user.items, dataset.item_ids)
-    comments = ids_of("comment", user.comments, dataset.comment_ids)
+    items = ids_of("item", history.items, dataset.item_ids)
+    comments = ids_of("comment", history.comments, dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
-    item_times = _times("item", user.item_times, len(items))
-    told_at = np.full(len(items), NOW) if user.item_times is None else item_times
-    comment_times = _times("comment", user.comment_times, len(comments))
-    written = Histories(
+    item_times = _times("item", history.item_times, len(items), beside=history.comment_times)
+    comment_times = _times("comment", history.comment_times, len(comments), beside=history.item_times)
+    told_at = np.full(len(items), NOW) if history.item_times is None else item_times  # by all that the log knows
+    are_timed = history.item_times is not None and history.comment_times is not None
+    starts = record_starts(
+        np.ones_like(comments),
+        watched,
+        comment_times,
+        item_offsets=np.array([0, 0, len(items) if are_timed else 0]),
+        item_time=item_times,
+        gap_seconds=dataset.manifest.config["record_gap_seconds"],
+    )
+    first = np.flatnonzero(starts)
+    end = np.append(first[1:], len(comments))[: len(first)]
+    record, comment = without_repeats(np.cumsum(starts) - 1, comments)
+    return Histories(
         item_offsets=np.array([0, 0, len(items)]),
         item=items,
         time=item_times,
-        hot_comment=_hot_comments(system, items, told_at),
+        hot_comment=system.hot_comments.hottest_before(told_at, items),
         item_split=np.zeros_like(items),
-        record_offsets=np.array([0, 0, len(comments)]),
-        record_item=watched,
-        start=comment_times,
-        end=comment_times,
-        record_split=np.zeros_like(comments),
-        comment_offsets=np.arange(len(comments) + 1),
-        comment=comments,
+        record_offsets=np.array([0, 0, len(first)]),
+        record_item=watched[first],
+        start=comment_times[first],
+        end=comment_times[end - 1],
+        record_split=np.zeros_like(first),
+        comment_offsets=offsets_by_id(record, len(first) - 1) if len(first) else np.zeros(1, np.int64),
+        comment=comment,
     )
-    return replace(system.feed, histories=written), 1
 
 
-def _hot_comments(system: System, items: Ints, times: Ints) -> Ints:
-    """What item events are told with (eq 1): the hottest, by all that the log knows, of those that existed then."""
-    return system.hot_comments.hottest_before(times, items) if system.settings.data.comments else np.zeros_like(items)
-
-
-def _times(what: str, times: Sequence[int] | None, count: int) -> Ints:
+def _times(what: str, times: Sequence[int] | None, count: int, *, beside: Sequence[int] | None) -> Ints:
     if times is None:
-        return np.linspace(1, 1_000_000, count).astype(np.int64)
+        first, last = (min(beside), max(beside)) if beside else (1, 1_000_000)
+        return np.linspace(first, last, count).astype(np.int64)
     if len(times) != count or list(times) != sorted(times):
         raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each, rising")
     return np.asarray(times, dtype=np.int64)

@@ -37,7 +37,7 @@ class TrainerSettings(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill can cost")
     logger: Literal["csv", "tensorboard"] = "csv"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class TrainSettings(TrainerSettings):
@@ -58,7 +58,7 @@ class TrainSettings(TrainerSettings):
         True, description="monitored among all items: leave out what the user turned to before, as evaluate does"
     )
     max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
-    accumulate: int = Field(1, gt=0, description="batches a step is made of")
+    accumulate: int = Field(1, gt=0, description="batches a step is made of, each divided by its own count")
 
 
 class TextSettings(Section):

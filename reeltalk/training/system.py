@@ -18,7 +18,7 @@ from torch.func import functional_call
 from reeltalk.artifacts import Manifest, file_digest, read_manifest, reading_file, require_parent
 from reeltalk.config import load_settings
 from reeltalk.data.batch import Batch, CommentTargets
-from reeltalk.data.dataset import Dataset, Split
+from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.diversification import HotComments
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
@@ -71,18 +71,15 @@ class System(nn.Module):
         dataset.require_creation(settings.data.active_days)
         if spec.reads_text and text is None:
             raise ConfigError(f"{settings.name} reads text: give --text, a folder that `reeltalk encode` wrote")
-        lookup = TextLookup.of(dataset, text) if spec.reads_text and text is not None else TextLookup.nothing(dataset)
         is_comment = settings.task == "comment"
+        if is_comment and not settings.data.comments:
+            raise ConfigError("data.comments=false leaves the comment task without targets; it is for the item task")
+        lookup = TextLookup.nothing(dataset)
+        if spec.reads_text and text is not None:
+            with_comments = is_comment or (settings.data.comments and "records" in spec.reads)
+            lookup = TextLookup.of(dataset, text, with_comments=with_comments)
         with_features = is_comment and settings.data.candidate_features
-        histories = Histories.of(dataset)
-        if not settings.data.comments:
-            if is_comment:
-                raise ConfigError(
-                    "data.comments=false leaves the comment task without targets; it is for the item task"
-                )
-            histories = histories.without_comments()
-        if is_comment and "items" not in spec.reads:
-            histories = histories.without_items()
+        histories = as_read(Histories.of(dataset), settings)
         known = np.zeros(dataset.num_items + 1, np.bool_)
         known[histories.item[histories.item_split == Split.TRAIN]] = True
         recommender = build(
@@ -138,6 +135,14 @@ class System(nn.Module):
     def forward(self, by: Reader[Result], batch: Batch, targets: CommentTargets) -> Result:
         return by(self.recommender, self.features, batch, targets)
 
+    def require_task(self, task: Task) -> None:
+        """Raise DataError where the system was trained for the other task."""
+        if self.settings.task != task:
+            raise DataError(
+                f"this system was trained for the {self.settings.task} task; ask one that was trained for the {task} "
+                "task"
+            )
+
     def training_windows(self) -> Windows:
         """The windows that hold every training target once; raises DataError where there is none."""
         settings = self.settings
@@ -160,10 +165,9 @@ class System(nn.Module):
         """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector.
 
         Made once, and again after `train()` or `load_state_dict`: in evaluation mode weights are taken to stand still.
-        Raises DataError for a model of comments alone.
+        Raises DataError for a system of the comment task.
         """
-        if "item" not in model_spec(self.settings.name, self.settings.task).tasks:
-            raise DataError(f"model {self.settings.name!r} has no item vectors: it scores comments alone")
+        self.require_task("item")
         if self._item_vectors is not None:
             return self._item_vectors
         with self.evaluating():
@@ -198,6 +202,15 @@ class System(nn.Module):
         finally:
             if was_training:
                 self.train()
+
+
+def as_read(histories: Histories, settings: FinetuneSettings) -> Histories:
+    """What a system of these settings reads of both histories."""
+    if not settings.data.comments:
+        histories = histories.without_comments()
+    if settings.task == "comment" and "items" not in model_spec(settings.name, settings.task).reads:
+        histories = histories.without_items()
+    return histories
 
 
 def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: TextTable | None = None) -> System:

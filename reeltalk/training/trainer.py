@@ -12,11 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from reeltalk.errors import ConfigError
 from reeltalk.precision import matmul_dtype
 from reeltalk.training.settings import TrainerSettings
 
@@ -91,7 +93,8 @@ def new_trainer(
 ) -> L.Trainer:
     """The trainer of a stage that writes `out`; `limits` (max_epochs ..) go to Lightning.
 
-    Its `strategy.root_device` is the one that this process trains on.
+    Its `strategy.root_device` is the one that this process trains on. Raises ConfigError where the settings ask for
+    what is not here: devices, a logger's library.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = TensorBoardLogger if settings.logger == "tensorboard" else CSVLogger
@@ -101,20 +104,26 @@ def new_trainer(
         train_time_interval=timedelta(seconds=settings.checkpoint_seconds),
         enable_version_counter=False,
     )
-    return L.Trainer(
-        precision="bf16-mixed" if _is_half(settings) else "32-true",
-        devices=settings.devices,
-        accelerator=settings.accelerator,
-        strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",  # a task leaves some unused
-        callbacks=[*callbacks, last, RichProgressBar(console_kwargs={"stderr": True})],
-        plugins=[_WholeCheckpoints()],
-        logger=logger(out, name="logs"),
-        log_every_n_steps=log_every,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **limits,
-    )
+    try:
+        return L.Trainer(
+            precision="bf16-mixed" if _is_half(settings) else "32-true",
+            devices=settings.devices,
+            accelerator=settings.accelerator,
+            strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",  # a task leaves some unused
+            callbacks=[*callbacks, last, RichProgressBar(console_kwargs={"stderr": True})],
+            plugins=[_WholeCheckpoints()],
+            logger=logger(out, name="logs"),
+            log_every_n_steps=log_every,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **limits,
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"train.accelerator={settings.accelerator} with devices={settings.devices} and logger={settings.logger} "
+            f"cannot be used here: {' '.join(str(error).split())}"
+        ) from error
 
 
 def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool) -> None:
