@@ -67,7 +67,7 @@ def settings(name: str, *, passes: int, seed: int, num_validated: int) -> Finetu
 
 def passes_of(out: Path) -> pl.DataFrame:
     """Training seconds and validation value of each pass, as fine-tuning logged them."""
-    log = pl.read_csv(next((out / "logs").glob("*/metrics.csv")))
+    log = pl.read_csv(next((out / "logs").glob("*/metrics.csv")), infer_schema_length=None)
     return log.select("epoch", "seconds", "validation").drop_nulls().sort("epoch")
 
 

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from reeltalk.precision import matmul_dtype
-
 ALIGN = 64
 # 16 MiB of bf16 scores: what one block of the softmax holds, whatever the number of targets or items
 BLOCK_ELEMENTS = 1 << 23
@@ -114,7 +112,6 @@ def full_softmax(
     *,
     first_T: Tensor | None = None,
     existing_T: Tensor | None = None,
-    dtype: torch.dtype | None = None,
     block: int = BLOCK_ELEMENTS,
 ) -> Tensor:
     """Sum over targets of the exact cross-entropy over all items; memory does not grow with targets x items.
@@ -124,20 +121,20 @@ def full_softmax(
 
     target_T holds rows of item_ND (0-based). Of the items, which are ordered by creation, the rows first_T up to
     existing_T compete with a target: those that existed at its time, and were not outdated; all of them where None.
-    `dtype` is what the products are made in (`matmul_dtype()` where None and the inputs are float32 or less; the
-    inputs' own where they are float64); sums are accumulated in float32 or better.
+    Products are made in autocast's type where it is on, else (and of float64) in the inputs' own; sums are accumulated
+    in float32 or better.
     """
     if preference_TD.shape[0] == 0:
         return preference_TD.sum() * 0.0
-    if dtype is None:
-        is_double = preference_TD.dtype == torch.float64
-        dtype = torch.float64 if is_double else matmul_dtype(preference_TD.device)
+    device, dtype = preference_TD.device.type, torch.promote_types(preference_TD.dtype, item_ND.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
     first_T = torch.zeros_like(target_T) if first_T is None else first_T
     existing_T = torch.full_like(target_T, len(item_ND)) if existing_T is None else existing_T
     if (existing_T != existing_T[0]).any():  # in order of time, so that the targets of a block share most competitors
         existing_T, order_T = existing_T.sort()
         preference_TD, target_T, first_T = preference_TD[order_T], target_T[order_T], first_T[order_T]
-    with torch.autocast(preference_TD.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         loss: Tensor = _SoftmaxSum.apply(preference_TD, item_ND, target_T, first_T, existing_T, dtype, block)  # type: ignore[no-untyped-call]
     return loss
 

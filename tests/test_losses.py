@@ -81,7 +81,7 @@ def test_full_softmax_of_few(shape: tuple[int, int]) -> None:
 
 def test_full_softmax_survives_scores_beyond_exp() -> None:
     preference_TD, item_ND, target_T = scores_and_target(5_000.0, torch.float32)
-    found = with_gradients(full_softmax(preference_TD, item_ND, target_T, dtype=torch.float32), preference_TD, item_ND)
+    found = with_gradients(full_softmax(preference_TD, item_ND, target_T), preference_TD, item_ND)
     assert float((preference_TD @ item_ND.T).detach().max()) > 1_000
     for actual, expected in zip(found, reference(preference_TD, item_ND, target_T), strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-2)
@@ -99,9 +99,9 @@ def test_full_softmax_in_bf16(length: float, tolerance: float) -> None:
     preference_TD = unit(item_ND.detach()[target_T] + 0.3 * torch.randn(300, 64, generator=generator)) * length
     preference_TD.requires_grad_()
     rounded = [value.detach().bfloat16().float() for value in (preference_TD, item_ND)]
-    loss, *gradients = with_gradients(
-        full_softmax(preference_TD, item_ND, target_T, dtype=torch.bfloat16), preference_TD, item_ND
-    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = full_softmax(preference_TD, item_ND, target_T)
+    loss, *gradients = with_gradients(found, preference_TD, item_ND)
     expected, *expected_gradients = reference(rounded[0], rounded[1], target_T)
     assert float(loss) == pytest.approx(float(expected), rel=0.005, abs=1.0)
     for actual, wanted in zip(gradients, expected_gradients, strict=True):
@@ -109,14 +109,13 @@ def test_full_softmax_in_bf16(length: float, tolerance: float) -> None:
         assert actual.dtype == torch.float32
 
 
-def test_full_softmax_is_the_same_inside_autocast() -> None:
-    """The dtype that is asked for is the one that is used."""
-    inputs = scores_and_target(1.0, torch.float32)
-    expected = with_gradients(full_softmax(*inputs, dtype=torch.float32), *inputs[:2])
+@pytest.mark.parametrize("is_double", [False, True])
+def test_autocast_decides_what_products_are_made_in_but_of_float64(is_double: bool) -> None:
+    inputs = scores_and_target(1.0, torch.float64 if is_double else torch.float32)
+    exact = full_softmax(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_gradients(full_softmax(*inputs, dtype=torch.float32), *inputs[:2])
-    for actual, wanted in zip(found, expected, strict=True):
-        assert torch.equal(actual, wanted)
+        mixed = full_softmax(*inputs)
+    assert torch.equal(exact, mixed) == is_double
 
 
 def test_full_softmax_without_targets() -> None:
