@@ -30,8 +30,7 @@ def draw_distinct(
     # rows that hold few valid positions are drawn anew: from many trials, and at last from a list of all positions
     is_short = np.bincount(rows, minlength=len(start)) < wanted
     found = [(rows[~is_short[rows]], positions[~is_short[rows]])]
-    tries = np.minimum(_MANY * wanted, size)
-    for part in _parts(np.flatnonzero(is_short & (size > _MANY * wanted)), tries):
+    for part in _parts(np.flatnonzero(is_short & (size > _MANY * wanted)), _MANY * wanted):
         drawn = _draw_by_many_trials(part, start, size, wanted, is_valid, rng)
         is_short[drawn[0]] = False
         found.append(drawn)
