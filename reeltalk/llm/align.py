@@ -2,7 +2,7 @@
 
 Paper: LSVCR (arXiv 2403.13574), section 4.3; eq 15 is the sum of the losses.
 Differs from the paper: before the LLM joins, the sequential model and its text map are warmed up by eq 14 alone, on the
-    vectors of a text table, the map starting as a whitened PCA; learning rates by part; they fall linearly to zero.
+    vectors of a text table, the map starting as a PCA of all texts; learning rates by part; they fall linearly to zero.
     `train.warm_steps=0` and equal rates give the paper's schedule.
 """
 
@@ -27,7 +27,7 @@ from reeltalk.llm.settings import AlignSettings
 from reeltalk.lock import only_writer
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.models import build
-from reeltalk.models.lsvcr import LSVCR
+from reeltalk.models.lsvcr import PCA_TEXTS, LSVCR
 from reeltalk.text.checkpoint import weights_of
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
@@ -37,7 +37,6 @@ from reeltalk.training.trainer import CHECKPOINTS, fit, new_trainer
 from reeltalk.weights import save_weights
 
 LLM = "llm"
-_PCA_TEXTS = 20_000
 
 
 def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Path) -> None:
@@ -148,5 +147,5 @@ def _require_same_model(llm: LLMRecommender, text: TextTable) -> None:
 
 def _sample(text: TextTable, seed: int) -> Tensor:
     """Some of the table's vectors, for a PCA."""
-    rows = np.random.default_rng(seed).permutation(len(text.vectors))[:_PCA_TEXTS]
+    rows = np.random.default_rng(seed).permutation(len(text.vectors))[:PCA_TEXTS]
     return torch.from_numpy(text.vectors[np.sort(rows)].astype(np.float32))

@@ -149,7 +149,7 @@ def build(
 ) -> Recommender:
     """A new model; the same seed gives the same weights, whatever was drawn before. All items are known where None.
 
-    One that is about to be loaded from a file (`is_loaded`) is made without the work of `fit_buffers`.
+    One that is about to be loaded from a file (`is_loaded`) is made without the work of `fit`.
     """
     known = torch.ones(len(titles), dtype=torch.bool) if known_items is None else known_items
     spec = model_spec(name, task)
@@ -158,5 +158,5 @@ def build(
         items = Items(titles, known)
         recommender = spec.make(settings, items, history_length=history_length)
         if not is_loaded:
-            recommender.fit_buffers(items)
+            recommender.fit(items)
         return recommender

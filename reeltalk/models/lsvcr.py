@@ -10,8 +10,9 @@ Differs from the paper: one pass gives the preference after every event, so an e
     entry opens each history, so that a user with one empty history, or two, has a preference. Eq 16 is a mean over the
     pairs of both histories together, at most 1,024 of each, of items that were trained on; their negatives are shared
     by the batch. Without comments (section 5.3) the fusion stays, over a history that is its start entry alone. In
-    training a window's targets share the other history's last entries before the window's end. With `use_recency`
-    (off), eq 7 knows how many events ago an entry was, too.
+    training a window's targets share the other history's last entries before the window's end. Text map and adapter
+    start as a whitened PCA of the titles `start_text_map`. With `use_recency` (off), eq 7 knows how many events ago an
+    entry was, too.
 Checked against: slow float64 loops written from the equations (tests/test_lsvcr.py).
 
 Shapes: R rows, L positions, K comments of an entry, D width, E text width, N items, T targets, U distinct comments.
@@ -36,6 +37,7 @@ from reeltalk.models.recommender import Items, Recommender, Step, initialise
 from reeltalk.precision import as_factor
 
 MAX_REGULARISATION_PAIRS = 1024
+PCA_TEXTS = 20_000
 
 
 class LSVCRSettings(BaseModel):
@@ -103,22 +105,28 @@ class LSVCR(Recommender):
         with torch.no_grad():  # an entry reads at first as what it is held against: its title, and half of its comments
             self.merge_text.weight.copy_(torch.cat([torch.eye(dim), torch.eye(dim) / 2], dim=1))
 
+    def fit(self, items: Items) -> None:
+        item_M = items.with_titles()
+        self.start_text_map(items.title_vectors_NE[item_M[torch.randperm(len(item_M))[:PCA_TEXTS]]])
+
     @torch.no_grad()
     def start_text_map(self, text_UE: Tensor) -> None:
         """Start text map and adapter as a whitened PCA of some texts' vectors; what it does not need stays random.
 
         Two units with opposite weights pass a component through the GELU: GELU(x) - GELU(-x) = x.
         """
-        if not len(self.text_map):
+        if not len(self.text_map) or not len(text_UE):
             return
         first, last = self.text_map[0], self.text_map[-1]
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         is_mlp = first is not last
         most = min(first.out_features // (2 if is_mlp else 1), last.out_features, self.settings.dim)
-        mean_E = text_UE.mean(0)
-        _, deviation, direction = torch.linalg.svd(text_UE - mean_E, full_matrices=False)
-        rank = min(most, int((deviation > deviation[0] * 1e-4).sum()))
-        whitened = direction[:rank] / (deviation[:rank, None] / max(len(text_UE) - 1, 1) ** 0.5)
+        mean_E = text_UE.mean(0, dtype=torch.float64)
+        x_UE = text_UE - mean_E
+        variance_E, direction_EE = torch.linalg.eigh(x_UE.T @ x_UE / max(len(text_UE) - 1, 1))
+        variance_E, direction_CE = variance_E.flip(0), direction_EE.T.flip(0)
+        rank = min(most, int((variance_E > variance_E[0] * 1e-8).sum()))
+        whitened = direction_CE[:rank] / variance_E[:rank, None].sqrt()
         for sign in (1, -1) if is_mlp else (1,):
             rows = slice(0, rank) if sign == 1 else slice(rank, 2 * rank)
             first.weight[rows] = sign * whitened

@@ -27,6 +27,12 @@ class Items:
     title_vectors_NE: Tensor
     known_N: Tensor
 
+    def with_titles(self) -> Tensor:
+        """The items whose titles may be learnt from: [M], of those with a training event; of all where none has one."""
+        has_title_N = self.title_vectors_NE.any(1)
+        is_known_N = has_title_N & self.known_N
+        return (is_known_N if is_known_N.any() else has_title_N).nonzero()[:, 0]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -55,10 +61,10 @@ class Recommender(nn.Module):
     entries.
     """
 
-    def fit_buffers(self, items: Items) -> None:
-        """Make what is learnt from the items once, before training, and kept in buffers.
+    def fit(self, items: Items) -> None:
+        """Learn what is learnt from the items once, before training: codes, or where weights start.
 
-        `build` calls it with the random state of the seed; a loaded model has its buffers from its file.
+        `build` calls it with the random state of the seed; a loaded model has all from its file.
         """
 
     def item_vectors(self) -> Tensor:

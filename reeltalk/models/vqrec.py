@@ -1,7 +1,7 @@
 """VQ-Rec: an item is the mean of the embeddings of its text vector's discrete codes.
 
 Paper: Hou et al., Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders (WWW 2023),
-    arXiv 2210.12316. Codes by optimised product quantisation `fit_buffers`; code embeddings and their pooling
+    arXiv 2210.12316. Codes by optimised product quantisation `fit`; code embeddings and their pooling
     `embeddings`; the transformer with positions, and cosine with temperature, in `CosineTransformer`. What it is
     pre-trained for is in `reeltalk.pretraining`.
 Differs from the paper: codes of another dataset are not matched to those of the pre-trained one (its permutation of
@@ -47,15 +47,11 @@ class VQRec(CosineTransformer):
         initialise(self)
 
     @torch.no_grad()
-    def fit_buffers(self, items: Items) -> None:
-        has_title_N = items.title_vectors_NE.any(1)
-        is_fitted_N = has_title_N & items.known_N
-        if not is_fitted_N.any():
-            is_fitted_N = has_title_N
-        num_codebooks = self.code_NM.shape[1]
-        if is_fitted_N.any():
+    def fit(self, items: Items) -> None:
+        item_M, num_codebooks = items.with_titles(), self.code_NM.shape[1]
+        if len(item_M):
             quantiser = ProductQuantiser.fit(
-                items.title_vectors_NE[is_fitted_N], num_codebooks=num_codebooks, num_codes=self.num_codes
+                items.title_vectors_NE[item_M], num_codebooks=num_codebooks, num_codes=self.num_codes
             )
             self.code_NM.copy_(quantiser.codes(items.title_vectors_NE))
         self.code_NM += self.num_codes * torch.arange(num_codebooks, dtype=torch.int32)
