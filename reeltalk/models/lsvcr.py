@@ -102,8 +102,11 @@ class LSVCR(Recommender):
         self.watched_query = nn.Linear(dim, dim)
         self.record_key = nn.Linear(dim, dim, bias=False)
         initialise(self)
-        with torch.no_grad():  # an entry reads at first as what it is held against: its title, and half of its comments
+        with torch.no_grad():
+            # an entry reads at first as what it is held against: its title, and half of its comments
             self.merge_text.weight.copy_(torch.cat([torch.eye(dim), torch.eye(dim) / 2], dim=1))
+            for merge in (self.merge_items, self.merge_records):  # and comes through as its own encoder gives it
+                merge.weight[:, :dim] = torch.eye(dim)
 
     def fit(self, items: Items) -> None:
         item_M = items.with_titles()
