@@ -27,7 +27,7 @@ from reeltalk.llm.settings import AlignSettings
 from reeltalk.lock import only_writer
 from reeltalk.memory import keep_freed_memory, peak_bytes
 from reeltalk.models import build
-from reeltalk.models.lsvcr import PCA_TEXTS, LSVCR
+from reeltalk.models.lsvcr import LSVCR, PCA_TEXTS
 from reeltalk.text.checkpoint import weights_of
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
