@@ -11,8 +11,8 @@ Differs from the paper: one pass gives the preference after every event, so an e
     pairs of both histories together, at most 1,024 of each, of items that were trained on; their negatives are shared
     by the batch. Without comments (section 5.3) the fusion stays, over a history that is its start entry alone. In
     training a window's targets share the other history's last entries before the window's end. Text map and adapter
-    start as a whitened PCA of the titles `start_text_map`. With `use_recency` (off), eq 7 knows how many events ago an
-    entry was, too.
+    start as a whitened PCA of the titles `start_text_map`, W1 and the fusion with identities. With `use_recency` (off),
+    eq 7 knows how many events ago an entry was, too.
 Checked against: slow float64 loops written from the equations (tests/test_lsvcr.py).
 
 Shapes: R rows, L positions, K comments of an entry, D width, E text width, N items, T targets, U distinct comments.
