@@ -2,8 +2,8 @@
 
 Paper: LSVCR (arXiv 2403.13574), section 4.3; eq 15 is the sum of the losses.
 Differs from the paper: before the LLM joins, the sequential model and its text map are warmed up by eq 14 alone, on the
-    vectors of a text table, the map starting as a PCA of all texts; learning rates by part; they fall linearly to zero.
-    `train.warm_steps=0` and equal rates give the paper's schedule.
+    vectors of a text table, the map starting as a whitened PCA of those; learning rates by part; they fall linearly to
+    zero. `train.warm_steps=0` and equal rates give the paper's schedule.
 """
 
 from __future__ import annotations
