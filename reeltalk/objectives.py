@@ -9,11 +9,11 @@ L positions, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
-from torch.distributed._functional_collectives import all_gather_single
 
 from reeltalk.data.batch import AlignmentBatch, Batch, CommentTargets, ItemTargets
 from reeltalk.losses import (
@@ -186,9 +186,28 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """
     if not _is_divided():
         return x
-    group = distributed.group.WORLD
-    assert group is not None
-    return all_gather_single(x.contiguous(), 0, group)
+    gathered: Tensor = _Gathered.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """Instead of torch's functional `all_gather_single`: two of those at once crash gloo now and then.
+
+    Its two threads write the last work's name to one string without a lock, and free that string's memory twice where
+    the name is as long as that collective's (torch 2.13, ``ProcessGroupGloo::runLoop``).
+    """
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        gathered = x.new_empty(distributed.get_world_size() * len(x), *x.shape[1:])
+        distributed.all_gather_single(gathered, x.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(summed)
+        return summed.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def _largest(count: int, device: torch.device) -> int:
