@@ -110,7 +110,8 @@ def evaluate_model(
     """Measure a model folder, beside the floors of its task by default, and write the report folder `out`.
 
     Dataset and text are those that the model was made from unless given; beside a model that reads none, `text` is for
-    the floor that does. Raises ArtifactError where folders do not belong together or `out` holds something else.
+    the floor that does: text similarity, in the model's own vectors where it has some, so of an aligned one in those of
+    the aligned LLM. Raises ArtifactError where folders do not belong together or `out` holds something else.
     """
     refuse_existing(Path(out), kind="report", overwrite=overwrite)
     manifest = read_manifest(Path(model), "model")

@@ -13,5 +13,13 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, for whoever may read the folder; the library leaves its file to the owner alone."""
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, path)
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, weight in weights.items():
+        place = weight.untyped_storage().data_ptr()
+        held[name] = (
+            weight.cpu().clone() if place in places else weight.cpu().contiguous()
+        )  # a layer may share another's
+        places.add(place)
+    save_file(held, path)
     path.chmod(mode)

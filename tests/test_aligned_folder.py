@@ -28,7 +28,9 @@ from reeltalk.experiments.runner import run_chain
 from reeltalk.llm import align as command
 from reeltalk.llm.align import LLM, align, parents_of
 from reeltalk.llm.aligned import encode_aligned
+from reeltalk.llm.causal_lm import LLMSettings
 from reeltalk.llm.module import AlignModule
+from reeltalk.llm.recommender import LLMRecommender
 from reeltalk.text.encode import EncodeSettings, encode
 from reeltalk.text.table import TextTable
 from reeltalk.training.settings import TrainerSettings
@@ -216,3 +218,13 @@ def test_the_llm_is_loaded_where_the_run_is(
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         settings = TrainerSettings(devices=2, accelerator="gpu", precision="float32")
         assert new_trainer(tmp_path, settings).strategy.root_device == torch.device("cuda", rank)
+
+
+def test_an_llm_given_by_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_llm(tmp_path / "models" / "tiny", "llama")
+    monkeypatch.chdir(tmp_path)
+    LLMRecommender(LLMSettings(name="models/tiny", precision="float32"), dim=4, device="cpu").save(tmp_path / "llm")
+    monkeypatch.chdir(tmp_path / "models")
+    assert LLMRecommender.load(tmp_path / "llm", device="cpu").settings.name == str(tmp_path / "models" / "tiny")

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from reeltalk import artifacts
 from reeltalk.artifacts import MANIFEST, folder_kind, new_folder, read_manifest, resumable_folder, write_manifest
 from reeltalk.data.dataset import Dataset
 from reeltalk.errors import ArtifactError
 from reeltalk.lock import only_writer
+from reeltalk.weights import save_weights
 
 HOLD = "import sys; from pathlib import Path; from reeltalk.lock import only_writer\n"
 HOLD += "with only_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -194,3 +198,15 @@ def test_of_the_processes_of_several_devices_the_first_holds_the_folder(
         monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
         with only_writer(tmp_path):
             pass
+
+
+def test_layers_may_share_weights(tmp_path: Path) -> None:
+    """As the output layer of a model of one's own with its item embedding."""
+    items, out = nn.Embedding(5, 3), nn.Linear(3, 5)
+    out.weight = items.weight
+    model = nn.ModuleDict({"item_embedding": items, "out": out})
+    save_weights(model.state_dict(), tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert sorted(saved) == ["item_embedding.weight", "out.bias", "out.weight"]
+    assert torch.equal(saved["out.weight"], items.weight)
+    model.load_state_dict(saved)

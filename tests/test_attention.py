@@ -29,6 +29,13 @@ def test_dropout_scales_by_the_rate_it_rounds_to() -> None:
     assert float(kept) == pytest.approx(256 / (256 - 77))
 
 
+def test_dropout_never_drops_all() -> None:
+    torch.manual_seed(0)
+    dropped = dropout(torch.ones(64, 640), 0.999, training=True)
+    assert 0 < float((dropped > 0).float().mean()) < 0.01
+    assert float(dropped.max()) == 256
+
+
 def test_dropout_is_nothing_when_off() -> None:
     x = torch.randn(5, 7)
     assert dropout(x, 0.5, training=False) is x

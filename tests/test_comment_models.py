@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from random_logs import Log, Record, preferences, random_log, random_model
+from random_logs import Log, Record, packed_batch, preferences, random_log, random_model
 from slow_parts import (
     Vector,
     Weights,
@@ -155,6 +155,20 @@ def test_preferences_before_every_record(name: str) -> None:
     ]
     assert len(expected) > 20
     np.testing.assert_allclose(fast_TD.numpy(), np.stack(expected), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [*PREFERENCES, "lsvcr"])
+def test_a_batch_without_targets(name: str) -> None:
+    """As a small last batch may be, whose answers were all given later."""
+    log = random_log(2, dtype=np.float64)
+    model = random_model(name, "comment", log, length=LENGTH)
+    windows = training_windows(log.histories, "comment", length=LENGTH, has_start=True)
+    _, batch = packed_batch(log, windows, "comment", has_start=model.has_start)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert model.comment_preferences(batch, none, none).shape == (
+        0,
+        model.comment_vectors(batch.comment_text_UE).shape[1],
+    )
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

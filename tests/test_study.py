@@ -275,6 +275,12 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
     shorter = "encode_aligned={max_tokens: 7}"  # than alignment reads: the same alignment, other vectors
     assert key(until="aligned") == key(shorter, until="aligned")
     assert key(until="text-aligned") != key(shorter, until="text-aligned")
+    by_ids = ["align=null", "finetune.item=null", "finetune.item={name: sasrec}"]
+    assert key(*by_ids) == key(*by_ids, "encode.max_tokens=7")  # two jobs of one folder would fail beside one another
+    floors = "item-floors"
+    assert key(until=floors) == key("finetune.item.data.history_length=5", "align=null", until=floors)
+    assert key(until=floors) != key("encode.max_tokens=7", until=floors)
+    assert key(*by_ids, until=floors) == key(*by_ids, "encode.max_tokens=7", until=floors) != key(until=floors)
 
 
 def test_several_processes_reach_what_one_does(toy_dataset: Dataset, tmp_path: Path) -> None:
@@ -348,6 +354,8 @@ def test_the_papers_figures_as_plans(base: ChainSettings) -> None:
     assert (chain.encode.encoder, chain.align.llm.name) == ("some/LLM-0.5B",) * 2
     with pytest.raises(ConfigError, match="each once"):
         backbones(base, ["minilm", "minilm"])
+    with pytest.raises(ConfigError, match="two of them have one name, some-LLM; rename"):
+        backbones(base, ["some/LLM", "some-LLM"])
     with pytest.raises(ConfigError, match="the chain has none"):
         unseen(load_chain(base=base, overrides=["align=null"]))
 

@@ -25,6 +25,7 @@ from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.lock import only_writer
 from reeltalk.precision import matmul_dtype
 from reeltalk.text import encode as step
+from reeltalk.text.checkpoint import load_checkpoint
 from reeltalk.text.encode import EncodeSettings, encode, encode_texts
 from reeltalk.text.encoder import Pooling, load_encoder
 from reeltalk.text.packed import PackedLinear, pack_linears
@@ -54,6 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 32, "initializer_range": 0.5},
     "roberta": {"intermediate_size": 32, "initializer_range": 0.5, "pad_token_id": 1},
     "llama": {"intermediate_size": 32, "initializer_range": 0.5, "num_key_value_heads": 2},
+    "gpt_neox": {"intermediate_size": 32, "initializer_range": 0.5},
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.5},
 }
 
@@ -97,6 +99,14 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-without-padding-token": ("llama", {"pad": False}),
     "opt-padding-left": ("opt", {"side": "left", "special": False}),
 }
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("bert", True), ("roberta", True), ("gpt_neox", False), ("opt", False)])
+def test_only_what_reads_both_ways_is_made_causal(kind: str, expected: bool, tmp_path: Path) -> None:
+    """GPT-NeoX looks back alone, though its config says is_decoder=False as BERT's does."""
+    folder = str(save_encoder(tmp_path / kind, kind))
+    found = load_checkpoint(folder, as_causal_lm=True, precision="float32", device="cpu", trust_remote_code=False)
+    assert found.is_made_causal == expected
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])

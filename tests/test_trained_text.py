@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from tiny_llms import WIDTH, save_llm
+from tiny_llms import WIDTH, save_llm, tokenizer
 
 from reeltalk.data.batch import Batch, CommentTargets
 from reeltalk.data.dataset import Dataset, Split
@@ -182,6 +183,19 @@ def test_what_cannot_be_trained_is_said(folder: Path, table: TextTable, toy_data
         trained_texts(toy_dataset, table, settings("zam", other))
     with pytest.raises(ConfigError, match="reads no text"):
         trained_texts(toy_dataset, None, settings("zam", folder))
+    half = save_half(tmp_path / "half")
+    made = encode(toy_dataset, out=tmp_path / "text", settings=EncodeSettings(encoder=str(half), precision="float32"))
+    with pytest.raises(ConfigError, match="has a decoder too"):
+        trained_texts(toy_dataset, made, settings("zam", half))
+
+
+def save_half(folder: Path) -> Path:
+    """The encoder of a T5, as sentence-t5 is published: without a decoder's weights."""
+    words = tokenizer("bert")
+    config = transformers.T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5EncoderModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("tokens_per_batch", [40, 1_000, 8_000])

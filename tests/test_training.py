@@ -357,6 +357,23 @@ def test_what_this_machine_lacks_is_told(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("train", [{"batch_size": 10, "accumulate": 4}, {"batch_size": 5, "devices": 2}])
+def test_a_step_that_does_not_divide_is_refused(
+    train: dict[str, int], toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
+) -> None:
+    settings = small_settings("item")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
+    with pytest.raises(ConfigError, match=r"train\.batch_size=\d+ does not divide by devices x accumulate"):
+        finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_seed_may_be_a_date(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    settings = small_settings("item", epochs=1)
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 20_261_130_183_000})})
+    finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+
+
 def test_texts_of_comments_are_asked_for_where_they_are_read(
     toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,12 @@ PIPE_WIDTH = 200
 
 
 def print_facts(out: Path, facts: Mapping[str, Any]) -> None:
-    """A folder's name, and figures worth a look; of what was counted, only what occurred."""
+    """A folder's name, and figures worth a look; of what was counted, only what occurred.
+
+    Where several processes train, each of them is the whole command; the first one tells.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text(f"wrote {out}"))
     for name, value in facts.items():

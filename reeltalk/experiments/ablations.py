@@ -83,7 +83,8 @@ def comments(base: ChainSettings) -> Plan:
 def backbones(base: ChainSettings, llms: Sequence[str]) -> Plan:
     """The same chain with other LLMs, each encoding the texts it is aligned on; others are compared with the first.
 
-    Raises ConfigError where the chain has no alignment, or names a finished text folder, which is one LLM's.
+    Raises ConfigError where the chain has no alignment, names a finished text folder, which is one LLM's, or two LLMs
+    would have one name.
     """
     _aligned(base)
     if base.text is not None:
@@ -93,7 +94,10 @@ def backbones(base: ChainSettings, llms: Sequence[str]) -> Plan:
     overrides = {
         llm: [f"{section}={json.dumps(llm)}" for section in ("encode.encoder", "align.llm.name")] for llm in llms
     }
-    return Plan({_NO_NAME.sub("-", llm).strip("-"): chosen for llm, chosen in overrides.items()})
+    variants = {_NO_NAME.sub("-", llm).strip("-"): chosen for llm, chosen in overrides.items()}
+    if len(variants) < len(llms):
+        raise ConfigError(f"LLMs {list(llms)}: two of them have one name, {', '.join(variants)}; rename a folder")
+    return Plan(variants)
 
 
 def _aligned(base: ChainSettings) -> AlignSettings:

@@ -53,9 +53,12 @@ def _table(
     task = experiment.task
     of_floors = {} if floors.error is not None else _floor_runs(Path(floors.folders[f"{task}-{FLOORS}"]))
     taken = {line.system for line in lines}
-    of_floors = {f"{name} (floor)" if name in taken else name: run for name, run in of_floors.items()}
-    runs: dict[str, dict[int, Run]] = {name: dict.fromkeys(experiment.seeds, run) for name, run in of_floors.items()}
-    kinds: dict[str, Kind] = {name: "ceiling" if name == ORACLE else "floor" for name in of_floors}
+    runs: dict[str, dict[int, Run]] = {}
+    kinds: dict[str, Kind] = {}
+    for name, run in of_floors.items():
+        shown = f"{name} (floor)" if name in taken else name
+        runs[shown] = dict.fromkeys(experiment.seeds, run)
+        kinds[shown] = "ceiling" if name == ORACLE else "floor"
     for line in lines:
         if line.measured:
             runs[line.system] = {cell.seed: read_run(Path(cell.folders[f"{task}-report"])) for cell in line.measured}

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _NOT_READ = {  # by step: sections of a chain that neither it nor a step before 
     **dict.fromkeys(STARTS, _OF_TRAINING),
     ALIGNED: _OF_TRAINING | {"encode_aligned"},
 }
+_OF_FLOORS = {"finetune", "align", "encode_aligned", "pretrain"}  # which these do not read
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Job:
     """The steps of a run up to `until`; jobs of one key are one job.
 
     chain: its settings as plain values, which travel between processes. out: the folder of the study or comparison.
+    key: what is made, and the sections that it reads, so that no two jobs write one folder.
     """
 
     name: str
@@ -48,18 +50,17 @@ class Job:
     until: str
     out: Path
     chain: dict[str, Any] = field(repr=False)
+    key: str
 
     @classmethod
     def of(cls, chain: ChainSettings, *, name: str, task: Task, seed: int, until: str, out: Path) -> Job:
-        return cls(name, task, seed, until, out, chain.model_dump())
-
-    @cached_property
-    def key(self) -> str:
-        """What is made, and the sections that it reads: of fine-tuning, its own task's."""
-        left_out = _NOT_READ.get(self.until, set())
-        made_from = self.chain | {"finetune": self.chain["finetune"][self.task]}
+        values = chain.model_dump()
+        left_out = _OF_FLOORS if until == f"{task}-{FLOORS}" else _NOT_READ.get(until, set())
+        if not chain.reads_text(task):
+            left_out = left_out | {"encode", "text"}
+        made_from = values | {"finetune": values["finetune"][task]}
         made_from = {name: section for name, section in made_from.items() if name not in left_out}
-        return f"{self.until}-{digest_of(made_from)}"
+        return cls(name, task, seed, until, out, values, f"{until}-{digest_of(made_from)}")
 
 
 def do(job: Job, runner: Runner | None = None) -> Cell:

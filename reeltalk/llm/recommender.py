@@ -34,6 +34,7 @@ from reeltalk.llm.prompts import Prompt, TokenBatch, end_token
 from reeltalk.llm.sharding import layers_run_again, shard_layers
 from reeltalk.losses import widened
 from reeltalk.text.batches import TEXT_STEP, Again, by_length, distinct_vectors, num_kept, pad_right, run_batches
+from reeltalk.text.checkpoint import located
 from reeltalk.weights import save_weights
 
 RECOMMENDER = "recommender.json"
@@ -231,7 +232,8 @@ class LLMRecommender(nn.Module):
         write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
         save_weights(self.preference_adapter.state_dict(), folder / PREFERENCE)
         facts = {"dim": self.preference_adapter.out_features, "weights": self.weights}
-        write_json(folder / RECOMMENDER, {"settings": self.settings.model_dump(), **facts})
+        settings = self.settings.model_dump() | {"name": located(self.settings.name)}
+        write_json(folder / RECOMMENDER, {"settings": settings, **facts})
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto") -> Self:

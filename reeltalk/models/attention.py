@@ -54,7 +54,7 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
         return x
     if x.is_cuda:
         return F.dropout(x, probability)
-    threshold = round(probability * 256)
+    threshold = min(round(probability * 256), 255)
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
     return x * keep.to(x.dtype).mul_(256 / (256 - threshold))

@@ -19,7 +19,7 @@ class CandidateFeatures(nn.Module):
 
     Features come from `reeltalk.data.features.CommentFeatures`: log1p of the age in seconds, log1p of the answers so
     far. They are read as they are and relative to the other candidates of the same target: how old the freshest one is,
-    and what share of the candidates is fresher or more answered.
+    what share of the candidates is fresher, how many answers the least answered one has, and what share has fewer.
     """
 
     scale_F: Tensor

@@ -39,7 +39,8 @@ class Queries:
     def laid(self, x_TD: Tensor) -> Tensor:
         """[R, Q, D]; zeros where there is no target."""
         rows, width, _ = self.mask_RQL.shape
-        return x_TD.new_zeros(rows * width, x_TD.shape[1]).index_copy(0, self.slot_T, x_TD).view(rows, width, -1)
+        dim = x_TD.shape[1]
+        return x_TD.new_zeros(rows * width, dim).index_copy(0, self.slot_T, x_TD).view(rows, width, dim)
 
     def taken(self, x_RQD: Tensor) -> Tensor:
         """[T, D]: what was found for each target, in their order."""

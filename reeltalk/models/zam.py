@@ -50,6 +50,6 @@ class ZAM(CommentRecommender):
 
     def key_of_query(self, query_TD: Tensor) -> Tensor:
         """What f(q, i) multiplies i with: tanh(W_f q + b_f), summed over the hidden units with weights W_h. [T, D]"""
-        hidden_TDH = torch.tanh(self.attention(query_TD)).view(*query_TD.shape, -1)
+        hidden_TDH = torch.tanh(self.attention(query_TD)).view(*query_TD.shape, self.units.in_features)
         key_TD: Tensor = self.units(hidden_TDH)[..., 0]
         return key_TD

@@ -66,7 +66,7 @@ def load_checkpoint(
     with _loading(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**how)
         config = transformers.AutoConfig.from_pretrained(**how)
-        is_made_causal = as_causal_lm and getattr(config, "is_decoder", None) is False
+        is_made_causal = as_causal_lm and _reads_both_ways(config)
         _without_dropout(config)
         if as_causal_lm:
             _set_up_decoder(config)
@@ -84,6 +84,12 @@ def load_checkpoint(
         device=place,
         is_made_causal=is_made_causal,
     )
+
+
+def located(name: str) -> str:
+    """The name by which a model is found from any working directory; raises ConfigError where it names no folder."""
+    folder = None if name == OFFLINE else _folder(name)
+    return name if folder is None else str(folder)
 
 
 def weights_of(name: str, *, trust_remote_code: bool) -> str:
@@ -120,6 +126,13 @@ def _set_up_decoder(config: Any) -> None:
     """No token sees a later one."""
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
+
+
+def _reads_both_ways(config: Any) -> bool:
+    """Whether a model is of the BERT family; some that only look back have the same flag in their config."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return getattr(config, "is_decoder", None) is False and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _without_dropout(config: Any) -> None:

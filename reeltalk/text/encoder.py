@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ class Encoder:
     width: int
     tokens_per_batch: int
     text_map: nn.Module | None = None  # what vectors go through at the end
+    is_part: bool = False  # of a model with a decoder too
 
     @property
     def precision(self) -> str:
@@ -137,20 +138,21 @@ def load_encoder(
     checkpoint = load_checkpoint(
         name, as_causal_lm=False, precision=precision, device=device, trust_remote_code=trust_remote_code
     )
-    missing = [key for key in checkpoint.missing if "pooler" not in key]
+    model = checkpoint.model
+    is_part = hasattr(model, "encoder") and hasattr(model, "decoder")  # a T5's encoder alone says that it is whole
+    needless = ("pooler", "decoder.") if is_part else ("pooler",)
+    missing = [key for key in checkpoint.missing if not any(part in key for part in needless)]
     if missing:
         raise ConfigError(f"encoder {name!r} lacks the weights of {', '.join(missing[:3])} ({len(missing)} in all)")
-    model = checkpoint.model
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    return encoder_of(
-        model.requires_grad_(False),
+    encoder = encoder_of(
+        (model.get_encoder() if is_part else model).requires_grad_(False),
         checkpoint.tokenizer,
         name=checkpoint.name,
         weights=checkpoint.weights,
         max_tokens=min(max_tokens, checkpoint.max_tokens),
         tokens_per_batch=tokens_per_batch,
     )
+    return replace(encoder, is_part=is_part)
 
 
 def encoder_of(

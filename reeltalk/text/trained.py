@@ -37,13 +37,21 @@ class TrainedEncoder(nn.Module):
 
     @classmethod
     def of(cls, name: str, table: TextTable, *, precision: Precision, tokens_per_batch: int | None) -> Self:
-        """Load the encoder by its name; raises ConfigError where it cannot be loaded, or did not make the table."""
+        """Load the encoder by its name.
+
+        Raises ConfigError where it cannot be loaded, did not make the table, or is half of a model like T5.
+        """
         made = table.manifest.config
         encoder = load_encoder(name, max_tokens=made.get("max_tokens", 1), precision="float32", device="cpu")
         if encoder.weights != made.get("weights") or made.get("is_mapped"):
             raise ConfigError(
                 f"text.trained_encoder={name!r} is not what made {table.path} ({made.get('encoder')!r}); "
                 "give that one, or encode with this one first"
+            )
+        if encoder.is_part:
+            raise ConfigError(
+                f"text.trained_encoder={name!r} has a decoder too, and its encoder alone cannot be saved as a model; "
+                "give one that is an encoder, or leave the vectors as they are"
             )
         settings = EncodeSettings(
             pooling=made["pooling"],
