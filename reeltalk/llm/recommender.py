@@ -58,7 +58,7 @@ class LLMRecommender(nn.Module):
         """
         super().__init__()
         loaded = load_causal_lm(settings, device=device, stays_on_cpu=will_be_sharded)
-        self.settings = settings
+        self.settings = settings.model_copy(update={"name": located(settings.name)})
         self.weights = loaded.weights
         self.max_tokens = loaded.max_tokens
         self.is_made_causal = loaded.is_made_causal
@@ -232,8 +232,7 @@ class LLMRecommender(nn.Module):
         write_json(folder / LORA_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
         save_weights(self.preference_adapter.state_dict(), folder / PREFERENCE)
         facts = {"dim": self.preference_adapter.out_features, "weights": self.weights}
-        settings = self.settings.model_dump() | {"name": located(self.settings.name)}
-        write_json(folder / RECOMMENDER, {"settings": settings, **facts})
+        write_json(folder / RECOMMENDER, {"settings": self.settings.model_dump(), **facts})
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto") -> Self:
