@@ -17,9 +17,8 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     places: set[int] = set()
     for name, weight in weights.items():
         place = weight.untyped_storage().data_ptr()
-        held[name] = (
-            weight.cpu().clone() if place in places else weight.cpu().contiguous()
-        )  # a layer may share another's
+        is_shared = place in places  # with another layer, which safetensors refuses
+        held[name] = weight.cpu().clone() if is_shared else weight.cpu().contiguous()
         places.add(place)
     save_file(held, path)
     path.chmod(mode)

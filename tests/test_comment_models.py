@@ -165,10 +165,8 @@ def test_a_batch_without_targets(name: str) -> None:
     windows = training_windows(log.histories, "comment", length=LENGTH, has_start=True)
     _, batch = packed_batch(log, windows, "comment", has_start=model.has_start)
     none = torch.zeros(0, dtype=torch.int64)
-    assert model.comment_preferences(batch, none, none).shape == (
-        0,
-        model.comment_vectors(batch.comment_text_UE).shape[1],
-    )
+    width = model.comment_vectors(batch.comment_text_UE).shape[1]
+    assert model.comment_preferences(batch, none, none).shape == (0, width)
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

@@ -371,7 +371,8 @@ def test_a_step_that_does_not_divide_is_refused(
 def test_a_seed_may_be_a_date(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
     settings = small_settings("item", epochs=1)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 20_261_130_183_000})})
-    finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+    system = finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
+    assert system.settings.train.seed == load_system(tmp_path / "m").settings.train.seed == 20_261_130_183_000
 
 
 def test_texts_of_comments_are_asked_for_where_they_are_read(

@@ -41,7 +41,7 @@ class Job:
     """The steps of a run up to `until`; jobs of one key are one job.
 
     chain: its settings as plain values, which travel between processes. out: the folder of the study or comparison.
-    key: what is made, and the sections that it reads, so that no two jobs write one folder.
+    key: what is made, and the sections that it reads: what another system or data set has else makes no other job.
     """
 
     name: str

@@ -60,7 +60,7 @@ class StageModule(L.LightningModule):
     def seed_step(self, step: int) -> None:
         """Every step and process its own randomness; `torch.manual_seed` would seed every backend and take 1 ms."""
         seed = self.settings.seed * 1_000_003 + step * self.trainer.world_size + self.global_rank
-        seed %= 2**63
+        seed %= 2**63  # what generators take
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -106,12 +106,14 @@ def new_trainer(
         train_time_interval=timedelta(seconds=settings.checkpoint_seconds),
         enable_version_counter=False,
     )
+    # a task leaves some parameters unused; and the others wait while the first process encodes and writes at the end
+    several = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=1))
     try:
         return L.Trainer(
             precision="bf16-mixed" if _is_half(settings) else "32-true",
             devices=settings.devices,
             accelerator=settings.accelerator,
-            strategy=_several() if settings.devices > 1 else "auto",
+            strategy=several if settings.devices > 1 else "auto",
             callbacks=[*callbacks, last, RichProgressBar(console_kwargs={"stderr": True})],
             plugins=[_WholeCheckpoints()],
             logger=logger(out, name="logs"),
@@ -126,11 +128,6 @@ def new_trainer(
             f"train.accelerator={settings.accelerator} with devices={settings.devices} and logger={settings.logger} "
             f"cannot be used here: {' '.join(str(error).split())}"
         ) from error
-
-
-def _several() -> DDPStrategy:
-    """A task leaves some parameters unused; and the others wait while the first process writes what it must."""
-    return DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=1))
 
 
 def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool) -> None:
