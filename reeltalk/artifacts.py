@@ -231,7 +231,7 @@ def refuse_existing(out: Path, *, kind: str, overwrite: bool | None) -> None:
     held = _manifest(out / MANIFEST)
     if held.kind != kind:
         raise ArtifactError(f"{out} holds a {held.kind}, which a {kind} does not replace; choose another folder")
-    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
     if others := sorted(map(str, {*files} - {Path(name) for name in (*held.files, MANIFEST)})):
         raise ArtifactError(
             f"{out} also holds {len(others)} files that are not of the {kind}, first {others[0]}; move them away, or "

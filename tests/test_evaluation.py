@@ -15,15 +15,17 @@ from scipy import stats
 from toy import candidate_lists, with_tables
 
 from reeltalk.data.dataset import Dataset, Split, Task
-from reeltalk.data.ragged import Ragged
+from reeltalk.data.histories import Histories, target_windows
+from reeltalk.data.ragged import Ragged, ranges
 from reeltalk.errors import ConfigError, DataError
 from reeltalk.evaluation import measure
+from reeltalk.evaluation.bags import Bags
 from reeltalk.evaluation.protocol import evaluate
 from reeltalk.evaluation.ranker import Ranker, Scores
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import segments
 from reeltalk.evaluation.settings import EvaluationSettings
-from reeltalk.evaluation.significance import bootstrap_means, compare, holm, paired_ttest
+from reeltalk.evaluation.significance import bootstrap_means, compare, holm, paired_ttest, too_few
 
 QUICK = EvaluationSettings(bootstrap_samples=50)
 TASKS: tuple[Task, ...] = ("item", "comment")
@@ -100,33 +102,46 @@ def test_full_ranking_is_a_slow_loop_over_items_that_existed(toy_dataset: Datase
     settings = EvaluationSettings(bootstrap_samples=0, exclude_seen=exclude_seen)
     report = evaluate(toy_dataset, {"fixed": ranker}, settings=settings)["fixed"]
     scores, created = ranker.table(), toy_dataset.items["created"].to_list()
-    events = toy_dataset.item_events.select("user_id", "item_id", "time").rows()
-    ranks, candidates, covered = [], [], set()
+    events = toy_dataset.item_events.select("user_id", "item_id").rows()
+    ranks, candidates, covered, num_new = [], [], set(), 0
     targets = toy_dataset.candidates("item", Split.TEST)
     for row in targets.iter_rows(named=True):
-        seen = (
-            {item for user, item, time in events if user == row["user_id"] and time < row["time"]}
-            if exclude_seen
-            else set()
-        )
-        allowed = {i + 1 for i, at in enumerate(created) if at <= row["time"]} - seen | {row["positive"]}
+        seen = {item for user, item in events[: row["target"]] if user == row["user_id"]} if exclude_seen else set()
+        allowed = {i + 1 for i, at in enumerate(created) if at <= row["time"]} | {row["positive"]}
+        if row["positive"] not in seen:
+            allowed -= seen
+            num_new += 1
         ranked = sorted(allowed, key=lambda item: -scores[item])
         ranks.append(1 + ranked.index(row["positive"]))
         candidates.append(len(allowed))
         covered |= set(ranked[:5])
     assert report.per_user["full.rank"].to_list() == ranks
     assert report.per_user["full.candidates"].to_list() == candidates
+    assert 0 < num_new < len(targets) or not exclude_seen
     existing = sum(at <= targets["time"].max() for at in created)
     assert means(report, "full")["coverage@5"] == pytest.approx(len(covered) / existing)
 
 
-def test_a_positive_that_was_seen_before_stays_a_candidate(toy_dataset: Dataset) -> None:
-    targets = toy_dataset.candidates("item", Split.TEST)
-    again = targets.select("user_id", pl.col("positive").alias("item_id"), pl.lit(0, pl.Int64).alias("time"))
-    events = pl.concat([toy_dataset.item_events.select("user_id", "item_id", "time"), again])
-    dataset = with_tables(toy_dataset, item_events=events.with_columns(pl.lit(0, pl.UInt8).alias("split")))
-    report = evaluate(dataset, {"knows": fixed(dataset, positive_bonus=100)}, settings=QUICK)["knows"]
-    assert means(report, "full")["mrr"] == 1
+def test_floors_read_what_models_read(toy_dataset: Dataset) -> None:
+    """Of a user's events of one moment the later see the earlier."""
+    events = toy_dataset.item_events.with_columns(time=pl.lit(10**12, pl.Int64))
+    dataset, targets = with_tables(toy_dataset, item_events=events), toy_dataset.candidates("item", Split.TEST)
+    found, offsets = Bags.of_items(dataset).at(targets)
+    windows = target_windows(Histories.of(dataset), "item", targets["target"].to_numpy().astype(np.int64), length=99)
+    assert np.diff(offsets).tolist() == (windows.end - windows.begin).tolist() and len(found)
+    assert found.tolist() == events["item_id"].to_numpy()[ranges(windows.begin, windows.end)].tolist()
+    spread = segments(dataset, "item", targets).members["history"]
+    assert spread["0"].sum() == (np.diff(offsets) == 0).sum()
+
+    records = toy_dataset.candidates("comment", Split.TEST)
+    found, offsets = Bags.of_comments(toy_dataset).at(records)
+    rows = toy_dataset.comment_records.select("record_id", pl.col("user_id").alias("owner"))
+    events = toy_dataset.comment_events.join(rows, on="record_id", maintain_order="left")
+    for number, target in enumerate(records.iter_rows(named=True)):
+        mine = events.filter(pl.col("owner") == target["user_id"], pl.col("record_id") < target["target"])
+        assert found[offsets[number] : offsets[number + 1]].tolist() == mine["comment_id"].to_list()
+    watched, starts = Bags.of_watched(toy_dataset).at(records)
+    assert len(watched) and (np.diff(starts) <= np.diff(offsets)).all()
 
 
 def test_sizes_of_blocks_and_company_change_no_figure(toy_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,10 +318,25 @@ def test_the_bootstrap_draws_users_with_all_their_targets() -> None:
 
 
 def test_the_bootstrap_weighs_users_by_their_targets() -> None:
-    users = np.array([1, 1, 1, 2])
-    values = np.array([[1.0], [1.0], [1.0], [0.0]])
-    draws = bootstrap_means(values, users, samples=400, seed=0)
-    assert set(draws[:, 0].round(6).tolist()) == {0.0, 0.75, 1.0}
+    users = np.repeat(np.arange(20), [3, 1] * 10)
+    values = np.repeat([[1.0], [0.0]] * 10, [3, 1] * 10, axis=0)  # three targets of 1 here, one of 0 there
+    draws = bootstrap_means(values, users, samples=4000, seed=0)
+    assert set((1 / draws[:, 0]).round(4).tolist()) <= {round(1 + (20 - n) / (3 * n), 4) for n in range(1, 21)}
+    assert draws.mean() == pytest.approx(0.75, abs=0.02)
+
+
+def test_too_few_users_have_neither_bounds_nor_tests(toy_dataset: Dataset) -> None:
+    """False alarms of a level of .05: .86 where one of twenty users has all but 38 of 238 targets."""
+    one_of_many, alike = np.repeat(np.arange(20), [200, *[2] * 19]), np.repeat(np.arange(10), 3)
+    values = np.random.default_rng(0).random((300, 1))
+    for users, few in ((one_of_many, True), (alike[:27], True), (alike, False), (np.zeros(8, np.int64), True)):
+        assert too_few(users) == few
+        assert (paired_ttest(values[: len(users), 0], users) is None) == few
+        assert len(bootstrap_means(values[: len(users)], users, samples=7, seed=0)) == (0 if few else 7)
+    run = evaluate(toy_dataset, {"f": fixed(toy_dataset)}, settings=QUICK)["f"].per_user
+    first = run.filter(pl.col("user_id").is_in(run["user_id"].unique().sort()[:5].implode()))
+    found = compare(first, first)["sampled"]["mrr"]
+    assert (found.low, found.high, found.p_ttest, found.p_bootstrap) == (None, None, None, None)
 
 
 def test_the_ttest_is_scipys_with_one_target_a_user_and_ignores_repeated_targets() -> None:

@@ -60,7 +60,7 @@ def test_comment_pool_of_a_dataset(toy_dataset: Dataset) -> None:
 
 
 def test_comment_batch(log: Log) -> None:
-    """One target for each of a record's comments that existed when it began; negatives are none of the record's."""
+    """One target for each comment of another that existed when its record began; negatives are none of the record's."""
     histories = log.histories
     windows = training_windows(histories, "comment", length=50, has_start=True)
     feed = log.feed("comment", num_negatives=30)
@@ -72,7 +72,7 @@ def test_comment_batch(log: Log) -> None:
         (row, comment)
         for row in range(len(histories.start))
         for comment in histories.comment[offsets[row] : offsets[row + 1]].tolist()
-        if log.pool.created[comment] < histories.start[row]
+        if log.pool.created[comment] < histories.start[row] and log.pool.author[comment] != owner[row]
     ]
     dropped = len(histories.comment) - len(expected)
     assert 0 < dropped < len(histories.comment)

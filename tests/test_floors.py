@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
-from toy import candidate_lists, with_tables
+from toy import at_rows, candidate_lists, with_tables
 
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ragged
@@ -147,14 +147,14 @@ def with_another_future(dataset: Dataset, now: int) -> Dataset:
         )
         return pl.concat([past, moved, moved[1:], moved[2:]])
 
-    records = changed(dataset.comment_records, "start", item_id=dataset.num_items).unique(
-        "record_id", maintain_order=True
-    )
+    records = changed(dataset.comment_records, "start", item_id=dataset.num_items).unique("record_id").sort("record_id")
     later = pl.when(pl.col("created") >= now).then(pl.col("created") * 2 - now + 12345).otherwise(pl.col("created"))
     return with_tables(
         dataset,
-        item_events=changed(dataset.item_events, "time", item_id=dataset.num_items),
-        comment_events=changed(dataset.comment_events, "time", comment_id=dataset.num_comments),
+        item_events=changed(dataset.item_events, "time", item_id=dataset.num_items).sort("user_id", "time"),
+        comment_events=changed(dataset.comment_events, "time", comment_id=dataset.num_comments).sort(
+            "record_id", "time"
+        ),
         comment_records=records,
         items=dataset.items.with_columns(created=later),
         comments=dataset.comments.with_columns(created=later),
@@ -168,15 +168,16 @@ def test_the_future_changes_no_score(toy_dataset: Dataset, task: Task) -> None:
     assert not other.item_events.equals(toy_dataset.item_events)
     rows = np.flatnonzero(targets["time"].to_numpy() <= now)
     assert len(rows) > 3
-    after = all_floors(other, task)
+    after, moved = all_floors(other, task), targets if task == "comment" else at_rows(other, targets)
     for name, ranker in all_floors(toy_dataset, task).items():
         for row in rows.tolist():
-            one, of_one = targets[row : row + 1], candidates.rows(row, row + 1)
-            before, later = (r.candidate_scores(one, of_one) for r in (ranker, after[name]))
+            later_row = (targets if name == "random" else moved)[row : row + 1]  # which is by the number
+            asked = (ranker, targets[row : row + 1]), (after[name], later_row)
+            before, later = (r.candidate_scores(one, candidates.rows(row, row + 1)) for r, one in asked)
             assert order_of(before) == order_of(later), (name, row)
             if isinstance(ranker, CatalogueRanker) and name != "random":
                 existing = int((toy_dataset.items["created"] < now).sum())
-                whole = (cast(CatalogueRanker, r).catalogue_scores(one)[0, :existing] for r in (ranker, after[name]))
+                whole = (cast(CatalogueRanker, r).catalogue_scores(one)[0, :existing] for r, one in asked)
                 before, later = (scores.numpy() for scores in whole)
                 assert order_of(before) == order_of(later), (name, row)
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
-from toy import candidate_lists, with_tables
+from toy import at_rows, candidate_lists, with_tables
 
 from reeltalk.data.dataset import Dataset, Split
 from reeltalk.errors import ConfigError
@@ -141,6 +141,7 @@ def test_scores_are_a_loop_over_the_history(toy_dataset: Dataset, monkeypatch: p
     )
     x_UN = training_interactions(dataset)
     targets, candidates = candidate_lists(dataset, "item")
+    targets = at_rows(dataset, targets)
     events = dataset.item_events.select("user_id", "item_id", "time").rows()
     histories = [
         {item for user, item, at in events if user == of and at < now}
@@ -175,7 +176,7 @@ def test_the_next_item_of_pairs_is_found(toy_dataset: Dataset) -> None:
         }
     ).cast({"user_id": pl.Int32, "item_id": pl.Int32, "split": pl.UInt8})
     dataset = with_tables(toy_dataset, item_events=events)
-    targets = events.filter(pl.Series(is_last)).select("user_id", "time")
+    targets = pl.DataFrame({"target": np.flatnonzero(is_last)})
     for ranker in (ItemKNN.of(dataset, ItemKNNSettings()), EASE.of(dataset, EASESettings())):
         best = ranker.catalogue_scores(targets).argmax(1).numpy() + 1
         assert (best == items[is_last]).all(), ranker.name

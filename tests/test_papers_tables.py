@@ -8,7 +8,9 @@ import pytest
 
 from reeltalk.errors import ConfigError
 from reeltalk.experiments.experiment import ExperimentSettings
+from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.loading import load_experiment
+from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.search import trials_of
 from reeltalk.models import MODELS
 
@@ -75,3 +77,21 @@ def test_beauty_ranks_all_items_to_choose_as_to_test(tmp_path: Path) -> None:
         assert (train.monitor_protocol, train.max_validation_targets) == ("full", 0)
         assert chain.prepare.split == "leave_one_out"
         assert len(trials_of(experiment.grid(system), limit=None, seed=0)) == 2
+
+
+def test_data_sections_may_share_a_dataset_and_differ_in_its_texts(tmp_path: Path) -> None:
+    """The dataset is then one job, and made before the two of its texts, which would both write it."""
+    file = tmp_path / "experiment.yaml"
+    file.write_text(
+        "task: item\nours: [lsvcr]\nsystems: {lsvcr: {}}\n"
+        "data: {short: {source: simulator, encode: {max_tokens: 8}}, long: {source: simulator}}\n"
+    )
+    experiment = load_experiment(file)
+    keys = []
+    for data in experiment.of_data:
+        flow = line_flow(experiment, Line(data, "lsvcr"), out=tmp_path)
+        (first,) = next(flow)
+        (second,) = flow.send([Cell("", 0, "item", {})])
+        assert (first.until, second.until) == ("data", "text")
+        keys.append((first.key, second.key))
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]

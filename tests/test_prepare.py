@@ -188,9 +188,13 @@ class Slow:
             found += [(item["item_key"], rank, key, count[key]) for rank, key in enumerate(ranked[:10])]
         return found
 
-    def item_pool(self, user: str, time: int, *, active_days: float | None) -> set[str]:
-        """Every item that may be a negative."""
-        seen = {row["item_key"] for row in self.item_events if row["user_key"] == user and row["time"] <= time}
+    def item_pool(self, number: int, *, active_days: float | None) -> set[str]:
+        """Every item that may be a negative of an event."""
+        event = self.item_events[number]
+        time, mine = event["time"], [row for row in self.item_events if row["user_key"] == event["user_key"]]
+        seen = {row["item_key"] for row in mine if row["time"] <= time}
+        if event["item_key"] in [row["item_key"] for row in mine[: mine.index(event)]]:
+            seen = {event["item_key"]}
         pool = {key for key, created in self.created.items() if created <= time} - seen
         if active_days is None:
             return pool
@@ -206,9 +210,9 @@ class Slow:
             for row in self.comments
             if row["item_key"] == record["item_key"] and row["created"] < record["start"]
         }
-        positives = {event["comment_key"] for event in record["events"]}
-        pool = {key for key, author in exists.items() if author != record["user_key"]} - positives
-        return positives & exists.keys(), pool
+        others = {key for key, author in exists.items() if author != record["user_key"]}
+        positives = {event["comment_key"] for event in record["events"]} & others
+        return positives, others - positives
 
 
 def keyed(dataset: Dataset, frame: pl.DataFrame) -> list[Row]:
@@ -301,7 +305,7 @@ def test_candidates_existed_and_are_no_history(
     expected_targets, filled_up = [], 0
     negatives_of = {row["target"]: row for row in keyed(dataset, dataset.table("item_candidates"))}
     for number, event in enumerate(slow.item_events):
-        every = slow.item_pool(event["user_key"], event["time"], active_days=None)
+        every = slow.item_pool(number, active_days=None)
         if event["split"] == Split.TRAIN or not every:
             continue
         expected_targets.append(number)
@@ -309,7 +313,7 @@ def test_candidates_existed_and_are_no_history(
         assert (row["user_id"], row["time"], row["split"]) == (event["user_key"], event["time"], event["split"])
         assert item_key[row["positive"] - 1] == event["item_key"]
         negatives = {item_key[item - 1] for item in row["negatives"]}
-        preferred = slow.item_pool(event["user_key"], event["time"], active_days=active_days)
+        preferred = slow.item_pool(number, active_days=active_days)
         assert len(negatives) == len(row["negatives"]) == min(wanted, len(every))
         assert negatives <= every
         assert len(negatives & preferred) == min(wanted, len(preferred))

@@ -14,12 +14,20 @@ from test_training import small_settings, write_text_table
 from toy import with_tables
 
 from reeltalk.data.dataset import Dataset
+from reeltalk.data.hot import Leaders
 from reeltalk.errors import DataError
 from reeltalk.objectives import item_objective
 from reeltalk.text.table import TextTable
 from reeltalk.training import requests
 from reeltalk.training.finetune import finetune
-from reeltalk.training.requests import History, _feed, recommend_comments, recommend_items, user_vectors
+from reeltalk.training.requests import (
+    LAST_MOMENT,
+    History,
+    _feed,
+    recommend_comments,
+    recommend_items,
+    user_vectors,
+)
 from reeltalk.training.settings import finetune_settings
 from reeltalk.training.system import System
 
@@ -39,20 +47,13 @@ def test_requests_of_known_and_unseen_users(
     assert best["score"].is_sorted(descending=True)
     assert not set(best["item_key"]) & {"v00", "v04", "v08", "v12"}
     assert len(recommend_items(items, History(), k=100)) == toy_dataset.num_items
-    # a user of the dataset, written out by hand, gets the same scores; items are told with comments that existed then
+    # a user of the dataset, written out by hand, gets the same scores
     events = toy_dataset.item_events.filter(pl.col("user_id") == toy_dataset.user_ids["u00"]).sort("time")
     keys = toy_dataset.items["item_key"].gather(events["item_id"] - 1).to_list()
     as_user = History(items=keys, item_times=events["time"].to_list())
-    hot = _feed(items, as_user)[0].histories.hot_comment
-    assert np.array_equal(hot > 0, events["hot_comment_id"].to_numpy() > 0) and hot.any()
-    assert (toy_dataset.comments["created"].to_numpy()[hot - 1] < events["time"].to_numpy())[hot > 0].all()
-    # the log drew one of the hot comments for each event; with those that the request was told with, nothing differs
-    histories = items.feed.histories
-    same = np.concatenate([hot, histories.hot_comment[len(hot) :]])
-    assert histories.item_offsets[2] == len(hot) and not np.array_equal(same, histories.hot_comment)
-    with monkeypatch.context() as patched:
-        patched.setattr(items, "feed", replace(items.feed, histories=replace(histories, hot_comment=same)))
-        written, told = (recommend_items(items, user, k=5) for user in (as_user, "u00"))
+    hot = _feed(items, as_user, LAST_MOMENT)[0].histories.hot_comment
+    assert hot.tolist() == events["hot_comment_id"].to_list() and hot.any()
+    written, told = (recommend_items(items, user, k=5) for user in (as_user, "u00"))
     np.testing.assert_allclose(written["score"].to_numpy(), told["score"].to_numpy(), rtol=1e-5)
     vectors = user_vectors(items, ["u00", "u01"])
     whole = items.dataset.users["user_key"].to_list()
@@ -82,7 +83,9 @@ def test_answers_follow_the_weights(toy_dataset: Dataset, toy_text: TextTable, n
     system = System.new(toy_dataset, text=toy_text, settings=chosen)
     first = {key: value.clone() for key, value in system.state_dict().items()}
     before = recommend_items(system.eval(), "u01")
-    assert system.item_vectors() is system.item_vectors()
+    assert system.vectors_of_items() is system.vectors_of_items()
+    system.item_vectors().mul_(0.0)  # the caller's own
+    assert recommend_items(system, "u01").equals(before)
 
     system.train()
     optimizer = torch.optim.AdamW(system.parameters(), lr=0.1, fused=True)
@@ -133,9 +136,13 @@ def test_a_history_written_by_hand_is_read_as_the_logs(toy_dataset: Dataset, toy
     ends = events.group_by("record_id", maintain_order=True).agg(pl.col("time").max())
     records = toy_dataset.comment_records.with_columns(end=ends["time"])
     repeated = with_tables(toy_dataset, comment_events=events, comment_records=records)
+    watched = toy_dataset.item_events
+    moment, item = (watched[name].to_numpy().astype(np.int64) for name in ("time", "item_id"))
+    hot = watched.with_columns(hot_comment_id=Leaders.of(repeated).before(moment, item)).cast(watched.schema)
+    repeated = with_tables(repeated, item_events=hot)
     system, lengths = new_system(repeated, toy_text, task), []
     for user in ("u01", "u05", "u13", "u39"):
-        mine = _feed(system, written_out(repeated, user))[0].histories
+        mine = _feed(system, written_out(repeated, user), LAST_MOMENT)[0].histories
         of_log, user_id = system.feed.histories, repeated.user_ids[user]
         rows = slice(of_log.record_offsets[user_id], of_log.record_offsets[user_id + 1])
         for name in ("record_item", "start", "end"):
@@ -145,8 +152,7 @@ def test_a_history_written_by_hand_is_read_as_the_logs(toy_dataset: Dataset, toy
         lengths += [len(comments) for comments in expected]
         if task == "item":
             best, told = (recommend_items(system, each) for each in (written_out(repeated, user), user))
-            # but for hot comments, which are those of the log's end
-            assert best["score"].to_list() == pytest.approx(told["score"].to_list(), rel=5e-3)
+            assert best["score"].to_list() == pytest.approx(told["score"].to_list(), rel=1e-5)
     assert max(lengths) > 1
 
 
@@ -162,7 +168,7 @@ def test_a_history_by_hand_is_read_as_far_as_the_system_was_trained_to(
 def test_keys_without_times_run_beside_those_with(toy_dataset: Dataset, toy_text: TextTable) -> None:
     system = new_system(toy_dataset, toy_text, "item")
     history = History(items=["v00", "v04", "v08"], comments=["c002", "c010"], comment_times=[1_000, 9_000])
-    written = _feed(system, history)[0].histories
+    written = _feed(system, history, LAST_MOMENT)[0].histories
     assert written.time.tolist() == [1_000, 5_000, 9_000]
     assert written.start.tolist() == [1_000, 9_000]
 
@@ -175,3 +181,46 @@ def test_a_request_without_a_time_comes_right_after_the_log(toy_dataset: Dataset
     assert untimed.equals(timed)
     later = recommend_comments(system, "u01", item="v04", now=last + 10**10)
     assert not untimed["score"].equals(later["score"])
+
+
+def test_an_entry_without_a_time_is_told_with_what_was_hot_by_now(toy_dataset: Dataset, toy_text: TextTable) -> None:
+    system = new_system(toy_dataset, toy_text, "item")
+    created = toy_dataset.comments["created"].to_numpy()
+    now = int(np.median(created))
+    hot = _feed(system, History(items=list(toy_dataset.item_ids)), now)[0].histories.hot_comment
+    assert hot.any() and (created[hot[hot > 0] - 1] < now).all()
+
+
+def test_item_vectors_move_with_the_weights(toy_dataset: Dataset, toy_text: TextTable) -> None:
+    system = new_system(toy_dataset, toy_text, "item")
+    system.vectors_of_items()
+    assert system.double().vectors_of_items() is not system.float().vectors_of_items()
+    assert system.to("meta")._item_vectors is None
+
+
+def test_times_of_any_array(toy_dataset: Dataset, toy_text: TextTable) -> None:
+    system, timed = new_system(toy_dataset, toy_text, "item"), History(["v00", "v04"], ["c002"], [5, 9], [7])
+    best = recommend_items(system, timed)
+    for made in (np.array, pl.Series):
+        assert recommend_items(system, replace(timed, item_times=made([5, 9]), comment_times=made([7]))).equals(best)
+        untimed = replace(timed, item_times=None, comment_times=made([7]))
+        assert recommend_items(system, untimed).equals(recommend_items(system, replace(untimed, comment_times=[7])))
+
+
+def test_what_cannot_be_asked_is_told(toy_dataset: Dataset, toy_text: TextTable) -> None:
+    system = new_system(toy_dataset, toy_text, "item")
+    two = History(["v00", "v04"])
+    asked: list[tuple[History, dict[str, Any], str]] = [
+        (replace(two, item_times=[1]), {}, "holds 1 times for 2 keys"),
+        (replace(two, item_times=[9, 5]), {}, "go back at place 1; give oldest first"),
+        (replace(two, item_times=[5, 1_700_000_000_000_000]), {}, "give milliseconds"),
+        (History("v00"), {}, "items is 'v00', one key; give a list"),
+        (two, {"now": -1}, "no item existed at now=-1"),
+        (two, {"k": -1}, "k is -1"),
+    ]
+    for user, options, told in asked:
+        with pytest.raises(DataError, match=told):
+            recommend_items(system, user, **options)
+    with pytest.raises(DataError, match="users is 'u00', one key"):
+        user_vectors(system, "u00")
+    assert user_vectors(system, []).shape == (0, 16)

@@ -80,6 +80,20 @@ def test_tables_take_whole_number_keys_and_dates(tmp_path: Path) -> None:
     assert dataset.item_events["time"].to_list() == [START * 1000, (START + 60) * 1000]
 
 
+def test_a_quoted_empty_field_is_empty(tmp_path: Path) -> None:
+    tables = {
+        "items.csv": '"item_key","title","created"\n"a","A",""\n"b","",""\n',
+        "item_events.csv": '"user_key","item_key","time","behaviour"\n"u","a","1700000000000","like"\n',
+        "comments.csv": '"comment_key","item_key","text","created","user_key","parent_key"\n"c","a","hm","","",""\n',
+    }
+    (tmp_path / "raw").mkdir()
+    for name, content in tables.items():
+        (tmp_path / "raw" / name).write_text(content)
+    dataset = prepared("tables", tmp_path / "raw")
+    assert dataset.items["created"].to_list() == [0, 0] and dataset.items["title"].to_list() == ["A", ""]
+    assert dataset.comments.select("created", "user_id", "parent_id").row(0) == (0, 0, 0)
+
+
 def test_impressions_are_kept_with_ids_and_flags(tmp_path: Path) -> None:
     shown = "is_click,user_key,item_key,time\n1,u,a,1600000001000\n0,z,b,1600000001500\n1,u,b,1600000000100\n"
     dataset = prepared("tables", write_tables(tmp_path / "raw", impressions=shown))
@@ -399,6 +413,12 @@ def test_retail(tmp_path: Path) -> None:
     assert dataset.item_events["time"][2] == 1_291_191_960_000
     assert set(dataset.item_events["behaviour"]) == {"buy"}
 
+    rows = ",A,,1,2010-12-01 08:26:00,2.5,17850.0,UK\n", *("6,A, ,1,2010-12-05 08:26:00,2.5,17850.0,UK\n",) * 5
+    (raw / "shop.csv.gz").write_bytes(gzip.compress("".join([RETAIL, *rows]).encode()))
+    more = prepare("retail", raw=raw, out=tmp_path / "more", settings=PrepareSettings(split="leave_one_out"))
+    assert more.items["title"].to_list() == ["MUG", ""]  # the most frequent of those that say something
+    assert more.manifest.facts["dropped"]["item_events_repeated"] + len(more.item_events) == 4 + 6
+
 
 def test_retail_dates(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
@@ -426,6 +446,17 @@ def test_errors_name_the_row_of_the_file_where_a_source_leaves_rows_out(tmp_path
     pl.concat([posts, stray]).write_parquet(threads / "comments.parquet")
     message = told("threads", threads)
     assert message.count(f"(row {len(posts) + 1}: '77')") == 2  # of the comment, and of the first post that it is
+
+
+def test_an_order_begins_where_the_message_says(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "items.csv").write_text("item_key,title\na,A\n")
+    events = "user_key,item_key,time,behaviour\nu,a,{},like\n"
+    (tmp_path / "raw" / "item_events.csv").write_text(events.format(1))
+    message = told("tables", tmp_path / "raw", {"source": {"clock": "order"}})
+    assert "order events, begin at 946684800000" in message
+    (tmp_path / "raw" / "item_events.csv").write_text(events.format(946684800000))
+    assert len(prepared("tables", tmp_path / "raw", {"source": {"clock": "order"}}).item_events) == 1
 
 
 def test_a_user_of_more_items_than_the_clock_has_days(tmp_path: Path) -> None:

@@ -411,5 +411,6 @@ def test_the_offline_encoder_knows_what_texts_mean(tmp_path: Path) -> None:
     similar = vectors @ vectors.T
     assert min(similar[0, 1], similar[2, 3]) > similar[:2, 2:].max() + 0.1
     exact = load_encoder("minilm", precision="float32", device="cpu")
+    assert not set(exact.tokenize(["good [SEP] [MASK]"])[0][1:-1]) & set(exact.tokenizer.all_special_ids)
     reference = exact.encode(exact.tokenize(texts), pooling="mean").numpy()
     assert ((vectors * reference).sum(1) / np.linalg.norm(reference, axis=1)).min() > 0.9997

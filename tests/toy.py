@@ -19,3 +19,11 @@ def with_tables(dataset: Dataset, **tables: pl.DataFrame) -> Dataset:
     changed = Dataset(dataset.path, dataset.manifest)
     changed.__dict__.update(tables)  # where cached properties keep what they read
     return changed
+
+
+def at_rows(dataset: Dataset, targets: pl.DataFrame) -> pl.DataFrame:
+    """Item targets as those of a dataset whose events, sorted by user and time, are others: each its first by then."""
+    users, times = (dataset.item_events[name].to_numpy() for name in ("user_id", "time"))
+    moments = targets.select("user_id", "time").rows()
+    rows = [int(((users < user) | ((users == user) & (times < time))).sum()) for user, time in moments]
+    return targets.with_columns(target=pl.Series(rows))

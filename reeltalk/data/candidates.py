@@ -44,7 +44,8 @@ class ItemPool:
     event_item: Ints
     previous_time: Ints  # of the same item's previous event, -1 where there is none
     pair: Ints  # sorted: user_id * (num_items + 1) + item_id
-    pair_time: Ints  # when that user first turned to that item
+    pair_row: Ints  # the event in which that user first turned to that item
+    pair_time: Ints  # and when
 
     @classmethod
     def of(cls, items: pl.DataFrame, *, item_events: pl.DataFrame) -> ItemPool:
@@ -57,32 +58,42 @@ class ItemPool:
         previous_time = np.full(len(item), -1, dtype=np.int64)
         same = event_item[by_item][1:] == event_item[by_item][:-1]
         previous_time[by_item[1:][same]] = event_time[by_item[:-1][same]]
-        return cls(_column(items, "created"), event_time, event_item, previous_time, pair, time[first])
+        return cls(_column(items, "created"), event_time, event_item, previous_time, pair, first, time[first])
 
     def existing(self, times: Ints) -> Ints:
         """How many items existed at each time: they are the ids 1 up to that number."""
         return np.searchsorted(self.created, times, side="right")
 
-    def is_unseen(self, user: Ints, item: Ints, time: Ints) -> Bools:
-        """Whether the user's first event on the item, if any, is later than the time."""
+    def _pair(self, user: Ints, item: Ints) -> tuple[Ints, Bools]:
+        """The place of each pair, and whether there is one: the user ever turned to the item."""
         key = user * (len(self.created) + 1) + item
         at = np.minimum(np.searchsorted(self.pair, key), len(self.pair) - 1)
-        is_unseen: Bools = (self.pair[at] != key) | (self.pair_time[at] > time)
-        return is_unseen
+        return at, self.pair[at] == key
 
     def draw(
-        self, user: Ints, time: Ints, *, wanted: int, active_days: float | None, rng: np.random.Generator
+        self, targets: Ints, events: pl.DataFrame, *, wanted: int, active_days: float | None, rng: np.random.Generator
     ) -> tuple[Ints, Ints, int]:
-        """Rows and items of the negatives, sorted, and how many were filled up from outside the active ones."""
+        """Rows and items of the negatives of `targets`, whose events are `events`; sorted.
+
+        Also how many were filled up from outside the active ones.
+        """
+        user, positive, time = (_column(events, name) for name in ("user_id", "item_id", "time"))
+        is_repeat = self.pair_row[self._pair(user, positive)[0]] < targets
+
+        def is_negative(row: Ints, item: Ints) -> Bools:
+            at, is_pair = self._pair(user[row], item)
+            is_unseen = ~is_pair | (self.pair_time[at] > time[row])
+            return np.where(is_repeat[row], item != positive[row], is_unseen)
+
         num_wanted = np.full(len(user), wanted)
         rows = items = np.empty(0, dtype=np.int64)
         if active_days is not None:
-            rows, items = self._draw_active(user, time, num_wanted, int(active_days * DAY), rng)
+            rows, items = self._draw_active(time, num_wanted, int(active_days * DAY), is_negative, rng)
             num_wanted = num_wanted - np.bincount(rows, minlength=len(user))
         chosen = np.sort(rows * (len(self.created) + 1) + items)
 
         def is_valid(row: Ints, item: Ints) -> Bools:
-            return self.is_unseen(user[row], item, time[row]) & ~_among(chosen, row * (len(self.created) + 1) + item)
+            return is_negative(row, item) & ~_among(chosen, row * (len(self.created) + 1) + item)
 
         more_rows, more_items = draw_distinct(
             np.ones(len(user), dtype=np.int64), self.existing(time), num_wanted, is_valid=is_valid, rng=rng
@@ -93,24 +104,22 @@ class ItemPool:
         return rows[order], items[order], filled_up
 
     def _draw_active(
-        self, user: Ints, time: Ints, wanted: Ints, window: int, rng: np.random.Generator
+        self,
+        time: Ints,
+        wanted: Ints,
+        window: int,
+        is_negative: Callable[[Ints, Ints], Bools],
+        rng: np.random.Generator,
     ) -> tuple[Ints, Ints]:
         since = time - window
         if self.created[0] > 0:  # ordered: every creation time is known
             start = np.searchsorted(self.created, since, side="left") + 1
-            rows, items = draw_distinct(
-                start,
-                self.existing(time) + 1 - start,
-                wanted,
-                is_valid=lambda row, item: self.is_unseen(user[row], item, time[row]),
-                rng=rng,
-            )
-            return rows, items
+            return draw_distinct(start, self.existing(time) + 1 - start, wanted, is_valid=is_negative, rng=rng)
 
         # each item that is active in the window has one first event there: to draw those is to draw items uniformly
         def is_valid(row: Ints, event: Ints) -> Bools:
             is_first = self.previous_time[event] < since[row]
-            return is_first & self.is_unseen(user[row], self.event_item[event], time[row])
+            return is_first & is_negative(row, self.event_item[event])
 
         start = np.searchsorted(self.event_time, since, side="left")
         size = np.searchsorted(self.event_time, time, side="left") - start
@@ -131,15 +140,15 @@ def item_candidates(
     """Candidate sets of the item task for `targets`, rows of `item_events`; and how many negatives were filled up.
 
     Negatives existed at the target's time and are none of the items that the user had turned to until then, this one
-    included. `advance` is told the share done after each part.
+    included. Where the target is itself one that the user had turned to before, all others may be negatives: else to
+    have been there would give it away. `advance` is told the share done after each part.
     """
     pool = ItemPool.of(items, item_events=item_events)
     parts, num_filled = [], 0
     for begin in _begins(len(targets)):
-        part = item_events[targets[begin : begin + _AT_ONCE]]
-        rows, negatives, filled = pool.draw(
-            _column(part, "user_id"), _column(part, "time"), wanted=num_negatives, active_days=active_days, rng=rng
-        )
+        chosen = targets[begin : begin + _AT_ONCE]
+        part = item_events[chosen]
+        rows, negatives, filled = pool.draw(chosen, part, wanted=num_negatives, active_days=active_days, rng=rng)
         num_filled += filled
         parts.append(part.with_columns(_lists(rows, negatives, len(part), "negatives")))
         advance(len(part) / max(len(targets), 1))
@@ -151,12 +160,15 @@ def item_candidates(
 def comment_positives(
     comment_events: pl.DataFrame, *, comment_records: pl.DataFrame, comments: pl.DataFrame
 ) -> pl.DataFrame:
-    """Validation and test records (record_id, positives): their distinct comments that existed before their start."""
-    records = comment_records.filter(pl.col("split") != int(Split.TRAIN)).select("record_id", "start")
+    """Validation and test records (record_id, positives): their distinct comments that existed before their start.
+
+    The user's own are none, as they are no candidates of a request.
+    """
+    records = comment_records.filter(pl.col("split") != int(Split.TRAIN)).select("record_id", "start", "user_id")
     return (
         comment_events.join(records, on="record_id")
-        .join(comments.select("comment_id", "created"), on="comment_id")
-        .filter(pl.col("created") < pl.col("start"))
+        .join(comments.select("comment_id", "created", author="user_id"), on="comment_id")
+        .filter(pl.col("created") < pl.col("start"), pl.col("author") != pl.col("user_id"))
         .select("record_id", "comment_id")
         .unique()
         .sort("record_id", "comment_id")

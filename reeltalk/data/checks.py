@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from reeltalk.data.csv_lines import broken_at
-from reeltalk.data.raw import EARLIEST, NULLABLE, PLACE, RAW_TABLES
+from reeltalk.data.raw import EARLIEST, NULLABLE, ORDER_START, PLACE, RAW_TABLES, Clock
 from reeltalk.errors import DataError, nearest
 
 LATEST = 4_102_444_800_000  # 2100-01-01
@@ -73,8 +73,13 @@ def _numbered(frame: pl.LazyFrame, *columns: pl.Expr) -> pl.LazyFrame:
     return frame.select(*columns).with_row_index("_row", offset=1)
 
 
-def value_problems(name: str, frame: pl.LazyFrame, *, origin: object) -> list[str]:
+def value_problems(name: str, frame: pl.LazyFrame, *, origin: object, clock: Clock = "time") -> list[str]:
     """Nulls and empty keys where a value is needed, and times that cannot be milliseconds since 1970."""
+    too_early = "is it in seconds? multiply by 1000; is a creation time unknown? leave it empty"
+    if clock == "order":
+        too_early = (
+            f"where times merely order events, begin at {ORDER_START}; is a creation time unknown? leave it empty"
+        )
     faults: dict[str, tuple[pl.Expr, str]] = {}
     for column, dtype in RAW_TABLES[name].items():
         value = pl.col(column)
@@ -84,10 +89,7 @@ def value_problems(name: str, frame: pl.LazyFrame, *, origin: object) -> list[st
             faults[f"{column} is empty"] = (value == "", "a key needs at least one character")
         if dtype == pl.Int64:
             faults[f"{column} is after 2100"] = (value >= LATEST, "is it in microseconds? write milliseconds")
-            faults[f"{column} is before 2000-01-01"] = (
-                value < EARLIEST,
-                "is it in seconds? multiply by 1000; is a creation time unknown? leave it empty",
-            )
+            faults[f"{column} is before 2000-01-01"] = (value < EARLIEST, too_early)
     found = frame.select(condition.any().alias(fault) for fault, (condition, _) in faults.items()).collect(
         engine="streaming"
     )

@@ -9,37 +9,31 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.histories import NOW
+from reeltalk.data.ragged import Ints
 from reeltalk.data.raw import SECOND
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CommentFeatures:
-    """Features of (comment, time) pairs, counted from what happened strictly before the time.
-
-    Event times are kept as ranks among the distinct ones, so that a comment and a rank fit one sorted integer.
-    """
+    """Features of (comment, time) pairs, counted from what happened strictly before the time."""
 
     created: Ints  # by comment_id; 0: unknown
-    moments: Ints  # distinct event times, rising
-    keys: Ints  # sorted: comment_id * (number of moments + 1) + rank of the event's time
+    events: EventsBefore  # of comments
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
         """The features of a dataset's comments."""
         events = dataset.comment_events
         comment, time = (events[name].to_numpy().astype(np.int64) for name in ("comment_id", "time"))
-        moments = np.unique(time)
-        keys = np.sort(comment * (len(moments) + 1) + np.searchsorted(moments, time))
         created = np.concatenate([[0], dataset.comments["created"].to_numpy()]).astype(np.int64)
-        return cls(created, moments, keys)
+        return cls(created, EventsBefore(comment, time, num_keys=len(created)))
 
     @cached_property
     def _end(self) -> int:
-        return 1 + max(int(self.moments.max(initial=0)), int(self.created.max()))
+        return 1 + max(int(self.events.times.max(initial=0)), int(self.created.max()))
 
     def __call__(self, comment_ids: NDArray[np.integer], times: Ints) -> NDArray[np.float32]:
         """float32 [n, 2]: log1p of the age in seconds, and log1p of the number of comment events so far.
@@ -47,11 +41,7 @@ class CommentFeatures:
         A comment of unknown creation time, or one that is yet to come, has age 0; comment_id 0 (none) has zeros. `NOW`,
         a request without a time of its own, is taken to follow all that is known at once.
         """
-        comment = comment_ids.astype(np.int64)
         times = np.where(times < NOW, times, self._end)
-        created = self.created[comment]
+        created = self.created[comment_ids]
         age = np.where(created > 0, np.maximum(times - created, 0), 0) / SECOND
-        first = comment * (len(self.moments) + 1)
-        now = first + np.searchsorted(self.moments, times, side="left")
-        count = np.searchsorted(self.keys, now) - np.searchsorted(self.keys, first)
-        return np.log1p(np.stack([age, count], axis=1)).astype(np.float32)
+        return np.log1p(np.stack([age, self.events.counts(comment_ids, times)], axis=1)).astype(np.float32)

@@ -2,46 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 import polars as pl
 
-from reeltalk.data.dataset import ID
+from reeltalk.data.dataset import ID, Dataset
+from reeltalk.data.histories import offsets_by_id, rows_before
+from reeltalk.data.ragged import Ints
 
 TOP = 10
 
 
-def hot_comment_at(item_events: pl.DataFrame, *, comment_events: pl.DataFrame, comments: pl.DataFrame) -> pl.Series:
-    """For each item event the comment_id with most comment events on its item strictly before that time, or 0.
+@dataclass(frozen=True)
+class Leaders:
+    """The hottest comment of each item as time went by: which led, and since when; an item's rows lie together.
 
-    Where two have equally many, the one that led earlier stays; before the first comment event it is the oldest
-    comment that existed. Of `comment_events` (item_id, comment_id, time, row) at equal times the lower `row`, the place
-    in the log, came first.
+    The hottest has most comment events; where two have equally many, the one that led earlier stays. Before the first
+    comment event it is the oldest comment.
     """
-    leaders = (
-        comment_events.sort("time", "row")
-        .with_columns(pl.col("time").cum_count().over("comment_id").alias("count"))
-        .with_columns(pl.col("count").cum_max().over("item_id").alias("most"))
-        .with_columns(pl.col("most").shift(1, fill_value=0).over("item_id").alias("most_before"))
-        .filter(pl.col("count") > pl.col("most_before"))
-        .select("item_id", "time", pl.col("comment_id").alias("leader"))
-    )
-    # comments are ordered by (item, created): the first of an item is its oldest
-    oldest = comments.group_by("item_id", maintain_order=True).agg(
-        pl.col("comment_id").first().alias("oldest"), pl.col("created").first().alias("oldest_created")
-    )
-    return (
-        item_events.select("item_id", "time")
-        .with_row_index("_row")
-        .sort("time", "_row")
-        .join_asof(leaders, on="time", by="item_id", allow_exact_matches=False, check_sortedness=False)
-        .join(oldest, on="item_id", how="left")
-        .sort("_row")
-        .select(
-            pl.coalesce("leader", pl.when(pl.col("oldest_created") < pl.col("time")).then("oldest"), 0)
-            .cast(ID)
-            .alias("hot_comment_id")
+
+    offsets: Ints
+    since: Ints
+    comment: Ints
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """By all comment events of a dataset; of those at equal times the lower record's came first."""
+        comments, events = dataset.comments, dataset.comment_events
+        item_id = comments["item_id"].gather(events["comment_id"] - 1)
+        return cls.told_by(
+            events.with_columns(item_id).with_row_index("row"), comments=comments, num_items=dataset.num_items
         )
-        .to_series()
-    )
+
+    @classmethod
+    def told_by(cls, comment_events: pl.DataFrame, *, comments: pl.DataFrame, num_items: int) -> Self:
+        """By `comment_events` (item_id, comment_id, time, row), of which at equal times the lower `row` came first."""
+        leading = (
+            comment_events.sort("time", "row")
+            .with_columns(pl.col("time").cum_count().over("comment_id").alias("count"))
+            .with_columns(pl.col("count").cum_max().over("item_id").alias("most"))
+            .with_columns(pl.col("most").shift(1, fill_value=0).over("item_id").alias("most_before"))
+            .filter(pl.col("count") > pl.col("most_before"))
+            .select("item_id", "comment_id", since="time")
+        )
+        # comments are ordered by (item, created): the first of an item is its oldest
+        oldest = (
+            comments.group_by("item_id", maintain_order=True)
+            .agg(pl.col("comment_id").first(), since=pl.col("created").first())
+            .join(leading.group_by("item_id").agg(first=pl.col("since").min()), on="item_id", how="left")
+            .filter(pl.col("since") < pl.col("first").fill_null(np.iinfo(np.int64).max))
+        )
+        rows = pl.concat([oldest.drop("first"), leading]).sort("item_id", "since", maintain_order=True)
+        item_id, since, comment = (
+            rows[name].to_numpy().astype(np.int64) for name in ("item_id", "since", "comment_id")
+        )
+        return cls(offsets_by_id(item_id, num_items), since, comment)
+
+    def before(self, time: Ints, item: Ints) -> Ints:
+        """The item's hottest comment by what happened strictly before each time; 0 where it had none."""
+        row = rows_before(self.offsets, self.since, item, time) - 1
+        return np.where(row >= self.offsets[item], np.append(self.comment, 0)[row], 0)
 
 
 def hot_comments(comment_events: pl.DataFrame, *, comments: pl.DataFrame) -> pl.DataFrame:

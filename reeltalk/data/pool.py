@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reeltalk.data.dataset import Dataset
-from reeltalk.data.histories import offsets_by_id
+from reeltalk.data.histories import offsets_by_id, rows_before
 from reeltalk.data.ragged import Ints
 
 
@@ -33,17 +33,8 @@ class CommentPool:
         any.
         """
         first = self.offsets[items]
-        existing = self._existing(items, moments) - first
+        existing = rows_before(self.offsets, self.created[1:], items, moments) - first
         draw = (rng.random((len(items), count)) * existing[:, None]).astype(np.int64)
         ids = first[:, None] + draw + 1
         is_miss = (existing[:, None] == 0) | (self.author[np.minimum(ids, len(self.author) - 1)] == users[:, None])
         return np.where(is_miss, 0, ids)
-
-    def _existing(self, items: Ints, moments: Ints) -> Ints:
-        """Row after the last comment of each item created strictly before the moment."""
-        low, high = self.offsets[items].copy(), self.offsets[items + 1].copy()
-        while (is_open := low < high).any():
-            middle = (low + high) // 2
-            is_before = is_open & (self.created[np.minimum(middle + 1, len(self.created) - 1)] < moments)
-            low, high = np.where(is_before, middle + 1, low), np.where(is_open & ~is_before, middle, high)
-        return low

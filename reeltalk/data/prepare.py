@@ -18,8 +18,8 @@ from rich.progress import Progress
 from reeltalk.artifacts import new_folder, write_manifest
 from reeltalk.data.candidates import comment_candidates, comment_positives, item_candidates, pick_targets
 from reeltalk.data.checks import is_full_disk
-from reeltalk.data.dataset import TABLES, Dataset, Split
-from reeltalk.data.hot import hot_comment_at, hot_comments
+from reeltalk.data.dataset import ID, TABLES, Dataset, Split
+from reeltalk.data.hot import Leaders, hot_comments
 from reeltalk.data.ids import number_comment_events, number_users_and_items, write_comments, write_impressions
 from reeltalk.data.raw import DAY, Clock
 from reeltalk.data.records import comment_records
@@ -199,7 +199,9 @@ def _build(staged: StagedLog, folder: Path, settings: PrepareSettings, progress:
     records = _with_split(records, "start", cuts)
     item_events = _with_split(item_events, "time", cuts)
     progress.next("finding hot comments")
-    hot = hot_comment_at(item_events, comment_events=comment_events, comments=comments)
+    leaders = Leaders.told_by(comment_events, comments=comments, num_items=len(items))
+    happened, item_id = (item_events[name].to_numpy().astype(np.int64) for name in ("time", "item_id"))
+    hot = pl.Series("hot_comment_id", leaders.before(happened, item_id), dtype=ID)
     item_events = item_events.with_columns(hot)
     _write(folder, "item_events", item_events)
     _write(folder, "comment_records", records)

@@ -57,7 +57,7 @@ def stage(log: RawLog, folder: Path, *, drop_unknown: bool) -> StagedLog:
             kept.sink_parquet(folder / f"{name}.parquet", compression="lz4", row_group_size=250_000)
     staged = StagedLog(folder, tuple(frames))
     for name in frames:
-        problems += value_problems(name, staged.scan(name), origin=origins[name])
+        problems += value_problems(name, staged.scan(name), origin=origins[name], clock=log.clock)
     problems += _repeats(staged, origins)
     for name, key, parent in _REFERENCES:
         if name in frames:

@@ -1,4 +1,4 @@
-"""What users had turned to strictly before a moment, without its order."""
+"""What users had turned to before a target, without its order."""
 
 from __future__ import annotations
 
@@ -10,28 +10,51 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from reeltalk.data.as_of import EventsBefore
+from reeltalk.data.dataset import Dataset
 from reeltalk.data.ragged import Ints, offsets_of, ranges
 
 
 @dataclass(frozen=True, eq=False)
 class Bags:
-    """Ids that a user has turned to, in time order."""
+    """Ids that users have turned to, in the order of the log, and of them those before each event or record.
 
-    before: EventsBefore
+    What came before is what models read: the rows of the same user before the target's own, so of a user's events of
+    one moment the later see the earlier.
+    """
+
     ids: Ints
+    first: Ints  # [rows] where the ids of a row's user begin
+    end: Ints  # [rows] where the row's own ids begin
 
     @classmethod
-    def of(cls, frame: pl.DataFrame, *, ids: str, time: str, num_users: int) -> Bags:
-        users, times = (frame[name].to_numpy().astype(np.int64) for name in ("user_id", time))
-        before = EventsBefore(users, times, num_keys=num_users + 1)
-        return cls(before, frame[ids].to_numpy().astype(np.int64)[before.order])
+    def of_items(cls, dataset: Dataset) -> Bags:
+        """The items of item events."""
+        return cls._of(dataset.item_events, dataset.item_events["item_id"])
+
+    @classmethod
+    def of_watched(cls, dataset: Dataset) -> Bags:
+        """The items of comment records."""
+        return cls._of(dataset.comment_records, dataset.comment_records["item_id"])
+
+    @classmethod
+    def of_comments(cls, dataset: Dataset) -> Bags:
+        """The comments of comment records."""
+        records, events = dataset.comment_records, dataset.comment_events
+        end = np.searchsorted(events["record_id"].to_numpy(), np.arange(len(records)))
+        return cls._of(records, events["comment_id"], end=end)
+
+    @classmethod
+    def _of(cls, rows: pl.DataFrame, ids: pl.Series, *, end: Ints | None = None) -> Bags:
+        """`rows` are sorted by user; `end` as above, where a row has other than one id."""
+        users = rows["user_id"].to_numpy()
+        end = np.arange(len(users)) if end is None else end
+        return cls(ids.to_numpy().astype(np.int64), end[np.searchsorted(users, users)], end)
 
     def at(self, targets: pl.DataFrame) -> tuple[Ints, Ints]:
-        """The ids that each target's user turned to strictly before its time, flat, and the bags' offsets."""
-        users, times = (targets[name].to_numpy().astype(np.int64) for name in ("user_id", "time"))
-        starts, stops = self.before.starts[users], self.before.stops(users, times)
-        return self.ids[ranges(starts, stops)], offsets_of(stops - starts)
+        """The ids that each target's user turned to before it, flat, and the bags' offsets."""
+        rows = targets["target"].to_numpy()
+        first, end = self.first[rows], self.end[rows]
+        return self.ids[ranges(first, end)], offsets_of(end - first)
 
     def distinct_at(self, targets: pl.DataFrame) -> tuple[Ints, Ints]:
         """As `at`, each id once in a bag, rising."""

@@ -70,7 +70,7 @@ class ItemKNN:
         similarities_NN = nearest_items(
             training_interactions(dataset), neighbours=settings.neighbours, shrinkage=settings.shrinkage
         )
-        return cls(_item_bags(dataset), similarities_NN)
+        return cls(Bags.of_items(dataset), similarities_NN)
 
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         scores_BN = self._scores(targets)
@@ -100,7 +100,7 @@ class EASE:
     @classmethod
     def of(cls, dataset: Dataset, settings: EASESettings) -> EASE:
         weights_NN = ease_weights(training_interactions(dataset), regularisation=settings.regularisation)
-        return cls(_item_bags(dataset), torch.from_numpy(weights_NN))
+        return cls(Bags.of_items(dataset), torch.from_numpy(weights_NN))
 
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         size = max(1, BLOCK_BYTES // (4 * len(self.weights_NN)))
@@ -199,7 +199,3 @@ def _largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[keep], minlength=matrix.shape[0]))])
     return sparse.csr_array((matrix.data[keep], matrix.indices[keep], offsets), shape=matrix.shape)
-
-
-def _item_bags(dataset: Dataset) -> Bags:
-    return Bags.of(dataset.item_events, ids="item_id", time="time", num_users=dataset.num_users)

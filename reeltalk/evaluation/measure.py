@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset, Task
-from reeltalk.data.ragged import Ints, Ragged, offsets_of, ranges
+from reeltalk.data.ragged import Ints, Ragged, offsets_of
 from reeltalk.errors import DataError
+from reeltalk.evaluation.bags import Bags
 from reeltalk.evaluation.metrics import Values, coverage, target_metrics
 from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.ranks import CatalogueRanks, candidate_ranks, catalogue_ranks
@@ -74,15 +74,12 @@ class SavedCandidates:
 
 
 class Catalogue:
-    """The full protocol: all items that exist at the target's time, where asked without what the user turned to."""
+    """The full protocol: all items that exist at the target's time, where asked without what the user had turned to."""
 
     def __init__(
         self, dataset: Dataset, targets: pl.DataFrame, *, exclude_seen: bool, ks: Sequence[int], seed: int
     ) -> None:
-        events, self.num_items = dataset.item_events, dataset.num_items
-        users, times = (events[name].to_numpy().astype(np.int64) for name in ("user_id", "time"))
-        self._before = EventsBefore(users, times, num_keys=dataset.num_users + 1)
-        self._columns = events["item_id"].to_numpy().astype(np.int64)[self._before.order] - 1
+        self.num_items, self._turned_to = dataset.num_items, Bags.of_items(dataset)
         self.targets, self.exclude_seen, self.ks, self.seed = targets, exclude_seen, ks, seed
         created = dataset.items["created"].to_numpy()
         self._existing = np.searchsorted(created, targets["time"].to_numpy(), side="right")
@@ -120,14 +117,17 @@ class Catalogue:
         return measured
 
     def _seen(self, targets: pl.DataFrame, positives: Ints) -> Ints:
-        """Flat indices into the block of scores, each once and rising, of what the users turned to before."""
+        """Flat indices into the block of scores, each once and rising, of what the users turned to before.
+
+        None where the positive is among them: if it alone of them stayed, to have been there would give it away.
+        """
         if not self.exclude_seen:
             return np.zeros(0, dtype=np.int64)
-        users, times = (targets[name].to_numpy().astype(np.int64) for name in ("user_id", "time"))
-        starts, stops = self._before.starts[users], self._before.stops(users, times)
-        rows, columns = np.repeat(np.arange(len(targets)), stops - starts), self._columns[ranges(starts, stops)]
-        is_other = columns != positives[rows]
-        flat = np.sort(rows[is_other] * self.num_items + columns[is_other])
+        items, offsets = self._turned_to.at(targets)
+        rows, columns = np.repeat(np.arange(len(targets)), np.diff(offsets)), items - 1
+        is_repeat = np.zeros(len(targets), np.bool_)
+        is_repeat[rows[columns == positives[rows]]] = True
+        flat = np.sort((rows * self.num_items + columns)[~is_repeat[rows]])
         return flat[np.diff(flat, prepend=-1) > 0]  # np.unique hashes first, which is slower
 
 

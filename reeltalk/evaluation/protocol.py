@@ -139,7 +139,7 @@ def _protocol(
     saved = {"item": items, "comment": comments}
     words = {
         "sampled": f"the dataset's saved candidates: {saved[task]}",
-        "full": f"{whole}, without those the user had turned to before (the positive stays)"
+        "full": f"{whole}, without those the user had turned to before (all stay where the positive is one of them)"
         if settings.exclude_seen
         else whole,
     }

@@ -7,11 +7,12 @@ items
     The positive, or the watched item of the comment task, by training events of the task's kind: ``unseen`` no training
     event of either kind, ``long-tail`` up to a threshold, ``others``.
 history
-    By events of the task's kind strictly before the target's time, in bins.
+    By events of the task's kind before the target, in bins.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from reeltalk.data.as_of import EventsBefore
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.ragged import Ints
 
@@ -49,8 +49,8 @@ def segments(
 ) -> Segments:
     """The segments of targets (rows of `Dataset.candidates`).
 
-    A threshold that is not given is the number of training events that 80 % of the users (items) with any do not
-    exceed. History bins start at 0 and at each given length.
+    A threshold that is not given is the least number of training events that 80 % of the users (items) with any do
+    not exceed. History bins start at 0 and at each given length.
     """
     own, other = dataset.item_events, dataset.comment_records
     if task == "comment":
@@ -89,7 +89,8 @@ def _by_training_events(events: pl.DataFrame, key: str, keys: pl.Series, thresho
     counts = _training_counts(events, key)
     found = keys.to_frame(key).join(counts, on=key, how="left", maintain_order="left")["events"].fill_null(0)
     if threshold is None:
-        threshold = int(counts["events"].quantile(LONG_TAIL_SHARE, "lower") or 0)
+        enough = math.ceil(LONG_TAIL_SHARE * len(counts))
+        threshold = int(counts["events"].sort()[enough - 1]) if enough else 0
     return found.to_numpy().astype(np.int64), threshold
 
 
@@ -98,10 +99,9 @@ def _is_in_training(events: pl.DataFrame, key: str, keys: pl.Series) -> Members:
 
 
 def _history_lengths(dataset: Dataset, task: Task, targets: pl.DataFrame) -> Ints:
-    events, time = (dataset.item_events, "time") if task == "item" else (dataset.comment_records, "start")
-    users, times = (events[name].to_numpy().astype(np.int64) for name in ("user_id", time))
-    before = EventsBefore(users, times, num_keys=dataset.num_users + 1)
-    return before.counts(targets["user_id"].to_numpy(), targets["time"].to_numpy())
+    users = (dataset.item_events if task == "item" else dataset.comment_records)["user_id"].to_numpy()
+    rows: Ints = targets["target"].to_numpy().astype(np.int64)
+    return rows - np.searchsorted(users, users[rows])
 
 
 def _bins(lengths: Ints, bins: Sequence[int]) -> dict[str, Members]:

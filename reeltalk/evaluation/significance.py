@@ -26,16 +26,17 @@ RANK_COLUMNS = ("rank", "candidates")  # of per-user values, after their protoco
 DRAWS_AT_ONCE = 1 << 22  # users drawn by one call, over all samples
 KEYS = ("user_id", "target")
 LEVEL = 0.05  # a p-value below it counts
+FEWEST = 10  # users of equal weight that bounds and tests need
 
 Users = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """System a against system b on the same targets; p-values are two-sided, None with fewer than two users.
+    """System a against system b on the same targets; p-values are two-sided.
 
     `low` and `high` bound the difference; `gain` is difference / mean_b, None where mean_b is 0. p-values are of single
-    tests; `holm` corrects several.
+    tests; `holm` corrects several. Bounds and p-values are None where `too_few`.
     """
 
     mean_a: float
@@ -51,8 +52,10 @@ class Comparison:
 def bootstrap_means(values_TM: Values, users: Users, *, samples: int, seed: int) -> Values:
     """Means over targets in `samples` draws of as many users as there are, with replacement; [samples, M].
 
-    `users` [T] says whose target a row is. Columns share the draws, so differences of columns are paired.
+    `users` [T] says whose target a row is. Columns share the draws, so differences of columns are paired. No draws
+    where there are `too_few` users.
     """
+    samples = 0 if too_few(users) else samples
     sums_UM, counts_U = _by_user(values_TM, users)
     num_users = len(counts_U)
     rng = np.random.default_rng([seed, 1])
@@ -76,12 +79,22 @@ def percentile_bounds(draws_SM: Values, *, confidence: float) -> list[tuple[floa
     return list(zip(low_M.tolist(), high_M.tolist(), strict=True))
 
 
+def too_few(users: Users) -> bool:
+    """Whether the targets are of so few users, or so many of them of one, that neither bounds nor tests hold.
+
+    As many as (sum of n)^2 / sum of n^2 users with equally many targets would weigh the same, n being the targets of
+    each; with fewer than `FEWEST` a difference of 0 is found significant far more often than it should.
+    """
+    _, counts_U = np.unique(users, return_counts=True)
+    return bool(counts_U.sum() ** 2 < FEWEST * np.square(counts_U).sum())
+
+
 def paired_ttest(differences: Values, users: Users) -> float | None:
-    """The p-value of a mean difference of 0 over targets, users being the independent units."""
+    """The p-value of a mean difference of 0 over targets, users being the independent units; None where `too_few`."""
+    if too_few(users):
+        return None
     sums_U1, counts_U = _by_user(differences[:, None], users)
     num_users, mean = len(counts_U), float(differences.mean())
-    if num_users < 2:
-        return None
     residuals_U = sums_U1[:, 0] - mean * counts_U
     error = float(np.sqrt(num_users / (num_users - 1) * np.square(residuals_U).sum()) / counts_U.sum())
     if error == 0:
@@ -95,7 +108,6 @@ def comparisons(
     """Each column of a against the same column of b; `draws` are their `bootstrap_means`, of the same seed."""
     draws_SM = draws[0] - draws[1]
     bounds = percentile_bounds(draws_SM, confidence=confidence)
-    num_users = len(np.unique(users))
     found = []
     for column, (low, high) in enumerate(bounds):
         a, b = a_TM[:, column], b_TM[:, column]
@@ -110,7 +122,7 @@ def comparisons(
                 high=high,
                 gain=(mean_a - mean_b) / mean_b if mean_b else None,
                 p_ttest=paired_ttest(a - b, users),
-                p_bootstrap=min(1.0, 2 * float(one_sided)) if len(drawn) and num_users > 1 else None,
+                p_bootstrap=min(1.0, 2 * float(one_sided)) if len(drawn) else None,
             )
         )
     return found

@@ -33,8 +33,7 @@ class ItemTextSimilarity:
 
     @classmethod
     def of(cls, dataset: Dataset, texts: TextLookup) -> ItemTextSimilarity:
-        bags = Bags.of(dataset.item_events, ids="item_id", time="time", num_users=dataset.num_users)
-        return cls(bags, _unit(texts.titles()))
+        return cls(Bags.of_items(dataset), _unit(texts.titles()))
 
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         return _dots(self._profiles(targets), candidates, self.titles_NE, candidates.values.astype(np.int64))
@@ -63,11 +62,7 @@ class CommentTextSimilarity:
 
     @classmethod
     def of(cls, dataset: Dataset, texts: TextLookup) -> CommentTextSimilarity:
-        records = dataset.comment_records.select("record_id", "user_id", "item_id", "start")
-        events = dataset.comment_events.join(records.select("record_id", "user_id"), on="record_id")
-        comments = Bags.of(events, ids="comment_id", time="time", num_users=dataset.num_users)
-        items = Bags.of(records, ids="item_id", time="start", num_users=dataset.num_users)
-        return cls(comments, items, _unit(texts.titles()), texts)
+        return cls(Bags.of_comments(dataset), Bags.of_watched(dataset), _unit(texts.titles()), texts)
 
     def candidate_scores(self, targets: pl.DataFrame, candidates: Ragged) -> Scores:
         comments_F, offsets = self.comments.at(targets)

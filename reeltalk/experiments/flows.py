@@ -69,7 +69,7 @@ class _Jobs:
 
 def floor_flow(experiment: ExperimentSettings, data: str, floors: dict[str, Cell], *, out: Path) -> Flow:
     """Make a data set and measure its floors; what came of it goes to `floors`."""
-    (floors[data],) = yield [_ground(experiment, data, out)]
+    floors[data] = yield from _ground(experiment, data, out)
     if floors[data].error is None:
         task, seed = experiment.task, experiment.seeds[0]
         chain = _on_folders(_ground_chain(experiment, data), floors[data].folders)
@@ -79,7 +79,7 @@ def floor_flow(experiment: ExperimentSettings, data: str, floors: dict[str, Cell
 
 def line_flow(experiment: ExperimentSettings, line: Line, *, out: Path) -> Flow:
     """Choose the settings of one system on one data set, then run them with every seed."""
-    (ground,) = yield [_ground(experiment, line.data, out)]
+    ground = yield from _ground(experiment, line.data, out)
     jobs = _Jobs(experiment, line, ground.folders, out)
     first = experiment.seeds[0]
     line.error = ground.error
@@ -167,11 +167,16 @@ def _trial(choice: dict[str, Any], epochs: int | None, cell: Cell) -> Trial:
     return Trial(choice, epochs, value, facts["seconds"], folder, error)
 
 
-def _ground(experiment: ExperimentSettings, data: str, out: Path) -> Job:
-    """What all systems of a data set share: the dataset, and text vectors where one of them reads text."""
-    chain, task = _ground_chain(experiment, data), experiment.task
-    until = TEXT if chain.reads_text(task) else DATA
-    return Job.of(chain, name=f"{data}: data", task=task, seed=experiment.seeds[0], until=until, out=out)
+def _ground(experiment: ExperimentSettings, data: str, out: Path) -> Generator[list[Job], list[Cell], Cell]:
+    """What all systems of a data set share: the dataset, and text vectors where one of them reads text.
+
+    One after the other, as two data sections may share a dataset and differ in its texts' encoding.
+    """
+    chain, task, seed = _ground_chain(experiment, data), experiment.task, experiment.seeds[0]
+    (cell,) = yield [Job.of(chain, name=f"{data}: data", task=task, seed=seed, until=DATA, out=out)]
+    if cell.error is None and chain.reads_text(task):
+        (cell,) = yield [Job.of(chain, name=f"{data}: text", task=task, seed=seed, until=TEXT, out=out)]
+    return cell
 
 
 def _ground_chain(experiment: ExperimentSettings, data: str) -> ChainSettings:

@@ -44,7 +44,7 @@ class Encoder:
         return "bf16" if next(self.model.parameters()).dtype == torch.bfloat16 else "float32"
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut to `max_tokens`."""
+        """Token ids of each text, special tokens around it, cut to `max_tokens`; what reads ``[SEP]`` in it is text."""
         return tokenize(self.tokenizer, texts, max_tokens=self.max_tokens)
 
     def encode(
@@ -188,6 +188,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[l
         [text[: max_tokens * CHARACTERS_PER_TOKEN] for text in texts],
         truncation=True,
         max_length=max_tokens,
+        split_special_tokens=True,
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,

@@ -70,7 +70,8 @@ class Feed:
         target = np.repeat(np.arange(len(rows)), end - begin)
         positive = histories.comment[ranges(begin, end)]
         moment = histories.start[rows][target]
-        is_target = self.pool.created[positive] < moment  # a comment that was not there could not be chosen
+        is_others = self.pool.author[positive] != windows.user[window][target]
+        is_target = is_others & (self.pool.created[positive] < moment)  # what was not there could not be chosen
         target, positive, moment = target[is_target], positive[is_target], moment[is_target]
         item = histories.record_item[rows][target]
         negative = self.pool.sample(item, moment, windows.user[window][target], count=self.num_negatives, rng=rng)

@@ -24,6 +24,7 @@ from reeltalk.training.ranking import WINDOWS_A_BATCH
 from reeltalk.training.system import System, as_read
 
 LAST_MOMENT = int(NOW)
+Times = Sequence[int] | Ints | pl.Series
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class History:
 
     items: Sequence[str] = ()
     comments: Sequence[str] = ()
-    item_times: Sequence[int] | None = None
-    comment_times: Sequence[int] | None = None
+    item_times: Times | None = None
+    comment_times: Times | None = None
 
 
 @torch.inference_mode()
@@ -51,14 +52,20 @@ def recommend_items(
 ) -> pl.DataFrame:
     """The k best items for a user: columns item_key, title, score; best first.
 
-    `now` (ms) hides what happened later and items that did not exist yet. Raises DataError for an unknown user, item or
-    comment key, and for a system of the comment task.
+    `now` (ms) hides what happened later and items that did not exist yet. Most baselines have no preference for someone
+    without an item event (see docs/papers.md): all scores are 0 then, and the order says nothing.
+
+    Raises DataError for an unknown user, item or comment key, for times that are none, where no item existed at `now`,
+    and for a system of the comment task.
     """
     system.require_task("item")
-    feed, user_id = _feed(system, user)
-    preference_D = _preferences(system, feed, _windows(system, feed, user_id, now))[0]
+    feed, user_id = _feed(system, user, now)
     existing = int(np.searchsorted(feed.item_created, now, side="right"))
-    scores = (system.item_vectors()[:existing] @ preference_D).cpu()
+    if not existing:
+        first = int(feed.item_created[0])
+        raise DataError(f"no item existed at now={now}, the first came at {first}; give milliseconds since 1970")
+    preference_D = _preferences(system, feed, _windows(system, feed, user_id, now))[0]
+    scores = (system.vectors_of_items()[:existing] @ preference_D).cpu()
     if exclude_seen:
         histories = feed.histories
         rows = slice(histories.item_offsets[user_id], histories.item_offsets[user_id + 1])
@@ -66,7 +73,7 @@ def recommend_items(
         seen = seen[seen <= existing]
         scores.numpy()[seen - 1] = -np.inf
         existing -= len(seen)
-    best = scores.topk(min(k, existing))
+    best = scores.topk(min(_number(k), existing))
     return _best(system.dataset.items, "item_key", "title", best)
 
 
@@ -80,12 +87,14 @@ def recommend_comments(
     `recommend_items` does.
     """
     system.require_task("comment")
-    feed, user_id = _feed(system, user)
+    feed, user_id = _feed(system, user, now)
+    assert feed.pool is not None
     item_id = int(ids_of("item", [item], system.dataset.item_ids)[0])
-    is_candidate = (pl.col("item_id") == item_id) & (pl.col("created") < now)
+    first, end = feed.pool.offsets[item_id : item_id + 2]
+    is_candidate = pl.col("created") < now
     if isinstance(user, str):
         is_candidate &= pl.col("user_id") != user_id
-    comments = system.dataset.comments.filter(is_candidate)
+    comments = system.dataset.comments[int(first) : int(end)].filter(is_candidate)
     if comments.is_empty():
         return comments.select("comment_key", "text").with_columns(score=pl.Series([], dtype=pl.Float32))
     candidates = Ragged(comments["comment_id"].to_numpy(), np.array([0, len(comments)]))
@@ -94,18 +103,23 @@ def recommend_comments(
     device = next(system.parameters()).device
     with system.evaluating():
         scores, _ = system.read(comment_scores, batch.to(device), targets.to(device))
-    best = scores[0].cpu().topk(min(k, len(comments)))
+    best = scores[0].cpu().topk(min(_number(k), len(comments)))
     return _best(comments, "comment_key", "text", best)
 
 
 def user_vectors(system: System, users: Sequence[str], *, now: int = LAST_MOMENT) -> Tensor:
-    """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only."""
+    """Preferences of some users of the dataset for an index of one's own: float32 [users, D]; item task only.
+
+    Zeros where the model has no preference for a user without an item event (see docs/papers.md).
+    """
     system.require_task("item")
-    ids = ids_of("user", users, system.dataset.user_ids)
+    ids = ids_of("user", _keys("users", users), system.dataset.user_ids)
+    if not len(ids):
+        return system.vectors_of_items()[:0].clone()
     windows = request_windows(
         system.feed.histories, "item", ids, np.full(len(ids), now), length=system.settings.data.history_length
     )
-    starts = range(0, max(len(windows), 1), WINDOWS_A_BATCH)
+    starts = range(0, len(windows), WINDOWS_A_BATCH)
     return torch.cat([_preferences(system, system.feed, windows[at : at + WINDOWS_A_BATCH]) for at in starts])
 
 
@@ -122,20 +136,20 @@ def _windows(system: System, feed: Feed, user_id: int, now: int) -> Windows:
     return request_windows(feed.histories, system.settings.task, np.array([user_id]), np.array([now]), length=length)
 
 
-def _feed(system: System, user: str | History) -> tuple[Feed, int]:
+def _feed(system: System, user: str | History, now: int) -> tuple[Feed, int]:
     if isinstance(user, str):
         return system.feed, int(ids_of("user", [user], system.dataset.user_ids)[0])
-    return replace(system.feed, histories=as_read(_written(system, user), system.settings)), 1
+    return replace(system.feed, histories=as_read(_written(system, user, now), system.settings)), 1
 
 
-def _written(system: System, history: History) -> Histories:
+def _written(system: System, history: History, now: int) -> Histories:
     dataset = system.dataset
-    items = ids_of("item", history.items, dataset.item_ids)
-    comments = ids_of("comment", history.comments, dataset.comment_ids)
+    items = ids_of("item", _keys("items", history.items), dataset.item_ids)
+    comments = ids_of("comment", _keys("comments", history.comments), dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
     item_times = _times("item", history.item_times, len(items), beside=history.comment_times)
     comment_times = _times("comment", history.comment_times, len(comments), beside=history.item_times)
-    told_at = np.full(len(items), NOW) if history.item_times is None else item_times  # by all that the log knows
+    told_at = np.full(len(items), now) if history.item_times is None else item_times
     are_timed = history.item_times is not None and history.comment_times is not None
     starts = record_starts(
         np.ones_like(comments),
@@ -152,7 +166,7 @@ def _written(system: System, history: History) -> Histories:
         item_offsets=np.array([0, 0, len(items)]),
         item=items,
         time=item_times,
-        hot_comment=system.hot_comments.hottest_before(told_at, items),
+        hot_comment=system.leaders.before(told_at, items),
         item_split=np.zeros_like(items),
         record_offsets=np.array([0, 0, len(first)]),
         record_item=watched[first],
@@ -164,13 +178,30 @@ def _written(system: System, history: History) -> Histories:
     )
 
 
-def _times(what: str, times: Sequence[int] | None, count: int, *, beside: Sequence[int] | None) -> Ints:
+def _times(what: str, times: Times | None, count: int, *, beside: Times | None) -> Ints:
     if times is None:
-        first, last = (min(beside), max(beside)) if beside else (1, 1_000_000)
+        first, last = (1, 1_000_000) if beside is None or not len(beside) else (min(beside), max(beside))
         return np.linspace(first, last, count).astype(np.int64)
-    if len(times) != count or list(times) != sorted(times):
-        raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each, rising")
-    return np.asarray(times, dtype=np.int64)
+    if len(times) != count:
+        raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each")
+    found = np.asarray(times, dtype=np.int64)
+    if (np.diff(found) < 0).any():
+        raise DataError(f"{what}_times go back at place {int((np.diff(found) < 0).argmax()) + 1}; give oldest first")
+    if count and found[-1] >= NOW:
+        raise DataError(f"{what}_times holds {found[-1]}, after the year 2109; give milliseconds since 1970")
+    return found
+
+
+def _keys(what: str, keys: Sequence[str]) -> Sequence[str]:
+    if isinstance(keys, str):
+        raise DataError(f"{what} is {keys!r}, one key; give a list of keys")
+    return keys
+
+
+def _number(k: int) -> int:
+    if k < 0:
+        raise DataError(f"k is {k}; give how many are wanted")
+    return k
 
 
 def _best(table: pl.DataFrame, key: str, text: str, best: torch.return_types.topk) -> pl.DataFrame:

@@ -19,9 +19,9 @@ from reeltalk.artifacts import Manifest, file_digest, read_manifest, reading_fil
 from reeltalk.config import load_settings
 from reeltalk.data.batch import Batch, CommentTargets
 from reeltalk.data.dataset import Dataset, Split, Task
-from reeltalk.data.diversification import HotComments
 from reeltalk.data.features import CommentFeatures
 from reeltalk.data.histories import Histories, Windows, training_windows
+from reeltalk.data.hot import Leaders
 from reeltalk.data.pool import CommentPool
 from reeltalk.errors import ArtifactError, ConfigError, DataError
 from reeltalk.models import build, model_spec
@@ -110,9 +110,9 @@ class System(nn.Module):
         return cls(recommender, features, feed=feed, dataset=dataset, settings=settings)
 
     @cached_property
-    def hot_comments(self) -> HotComments:
+    def leaders(self) -> Leaders:
         """The comments that item events are told with."""
-        return HotComments.of(self.dataset)
+        return Leaders.of(self.dataset)
 
     def train_texts(self, texts: TrainedTexts) -> None:
         """From now on text vectors come from an encoder that learns."""
@@ -160,12 +160,19 @@ class System(nn.Module):
             )
         return windows
 
-    @torch.inference_mode()
     def item_vectors(self) -> Tensor:
         """Vectors of all items for one's own index: float32 [N, D], row item_id - 1; score = preference · vector.
 
-        Made once, and again after `train()` or `load_state_dict`: in evaluation mode weights are taken to stand still.
-        Raises DataError for a system of the comment task.
+        The caller's own, to be changed at will. Raises DataError for a system of the comment task.
+        """
+        return self.vectors_of_items().clone()
+
+    @torch.inference_mode()
+    def vectors_of_items(self) -> Tensor:
+        """As `item_vectors`, but the system's own, only to be read.
+
+        Made once, and again after `train()`, `load_state_dict` or a move to another device: in evaluation mode weights
+        are taken to stand still.
         """
         self.require_task("item")
         if self._item_vectors is not None:
@@ -180,6 +187,12 @@ class System(nn.Module):
         if mode:
             self._forget()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch's, under `to()` and its like; forgets what lies where the weights were."""
+        self._forget()
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; forgets what was made with the weights before."""
@@ -225,8 +238,9 @@ def load_system(folder: str | Path, *, dataset: Dataset | None = None, text: Tex
     path = Path(folder)
     manifest = read_manifest(path, "model")
     config = manifest.config
-    if file_digest(path / CONFIG) != manifest.files[CONFIG]:
-        raise ArtifactError(f"{path / CONFIG} was changed after training; put it back, or train anew with it")
+    for name in (CONFIG, WEIGHTS):
+        if file_digest(path / name) != manifest.files[name]:
+            raise ArtifactError(f"{path / name} was changed after training, or is damaged; put it back, or train anew")
     settings = load_settings(finetune_settings(config["name"], config["task"]), file=path / CONFIG)
     dataset = dataset or Dataset.load(recorded(path, manifest, "dataset"))
     require_parent(manifest, path, "dataset", dataset.manifest, dataset.path)

@@ -37,7 +37,7 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
         all_problems(DataError, f"{path} is no table of transactions:", problems)
         dates = [pl.col("InvoiceDate").str.to_datetime(form, strict=False, time_unit="ms") for form in DATE_FORMATS]
         time = pl.coalesce(dates).dt.epoch("ms")
-        counts = pl.col("CustomerID").is_not_null() & ~pl.col("InvoiceNo").str.starts_with("C")
+        counts = pl.col("CustomerID").is_not_null() & ~pl.col("InvoiceNo").str.starts_with("C").fill_null(False)
         count, examples = rows_that(frame, counts & time.is_null(), "InvoiceDate")
     if count:
         raise DataError(f"{path}: InvoiceDate is no date in {count:,} rows ({examples}); write 2010-12-31 23:59:00")
@@ -54,13 +54,15 @@ def read(raw: Path, *, settings: Settings) -> RawLog:
         )
     )
     titles = (
-        bought.group_by("item_key", "title")
+        bought.filter(pl.col("title").fill_null("") != "")
+        .group_by("item_key", "title")
         .len()
-        .sort("item_key", "len", "title", descending=[False, True, False], nulls_last=True)
+        .sort("item_key", "len", "title", descending=[False, True, False])
         .unique("item_key", keep="first", maintain_order=True)
     )
+    items = bought.select("item_key").unique().sort("item_key").join(titles, on="item_key", how="left")
     return RawLog(
-        items=titles.select("item_key", "title", pl.lit(None, dtype=pl.Int64).alias("created")),
+        items=items.select("item_key", "title", pl.lit(None, dtype=pl.Int64).alias("created")),
         item_events=bought.drop("title"),
         origins={"items": str(path), "item_events": f"purchases of {path}"},
     )

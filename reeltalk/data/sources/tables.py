@@ -68,10 +68,13 @@ def _typed(name: str, path: Path) -> tuple[pl.LazyFrame, list[str]]:
     frame = pl.scan_csv(path, infer_schema=False) if is_csv else pl.scan_parquet(path)
     schema = frame.collect_schema()
     casts, problems = [], []
+    may_lack = NULLABLE.get(name, set()) - {"title", "text"}
+    if is_csv:  # a quoted empty field is as empty as one without quotes
+        frame = frame.with_columns(pl.col(column).replace("", None) for column in may_lack & set(schema.names()))
     for column, dtype in RAW_TABLES[name].items():
         value = pl.col(column)
         if column not in schema:
-            if column in NULLABLE.get(name, set()) - {"title", "text"}:
+            if column in may_lack:
                 casts.append(pl.lit(None, dtype=dtype).alias(column))
         elif is_csv and dtype == pl.Int64:
             is_wrong = value.is_not_null() & value.cast(pl.Int64, strict=False).is_null()
