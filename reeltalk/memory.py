@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import resource
@@ -41,7 +42,12 @@ def keep_freed_memory(*, but_large: bool = False) -> bool:
 
 
 def forget_peak() -> bool:
-    """Give freed memory back and count the peak anew; False where the system cannot, as outside Linux."""
+    """Free what nobody holds, give it back and count the peak anew; False where the system cannot, as outside Linux.
+
+    A trained system is in a cycle with its trainer, and Python looks for cycles when there are many new objects, not
+    when a few are large.
+    """
+    gc.collect()
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)

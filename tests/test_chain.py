@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from reeltalk.experiments.chain import load_chain
 from reeltalk.experiments.runner import run_chain
 from reeltalk.models.lsvcr import LSVCRSettings
 from reeltalk.training.module import FinetuneModule
+from reeltalk.training.system import System
 
 
 def train(config: Path, out: Path, *overrides: str) -> Result:
@@ -61,6 +63,17 @@ def test_the_chain_writes_what_its_steps_write(done: Path, toy_dataset: Dataset,
     reached = json.loads((done / "item-report" / "report.json").read_text())
     assert reached["model"]["digest"] == item.digest
     assert reached["protocol"]["settings"]["bootstrap_samples"] == 20
+
+
+def test_a_trained_system_leaves_memory_with_its_step(config: Path, tmp_path: Path) -> None:
+    alive = []
+    gc.disable()  # as if Python's own search for cycles came late
+    try:
+        for _ in run_chain(load_chain(file=config), out=tmp_path / "out"):
+            alive.append(sum(type(each) is System for each in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert len(alive) == len(STEPS) and max(alive) - alive[0] <= 1
 
 
 @pytest.mark.parametrize(
