@@ -98,7 +98,7 @@ class Instances:
     def targets(self) -> Targets:
         """Each next item, and each distinct comment of a record that existed when the record began, of the train split.
 
-        Left out are targets without a text, and those before which nothing happened: there is no preference to align.
+        Left out are a user's own comments, targets without a text, and those before which nothing happened: there is no preference to align.
         Raises DataError where none is left.
         """
         histories = self.histories
@@ -106,7 +106,8 @@ class Instances:
         row = row[self.words.has_title(histories.item[row])]
         items = Targets(row, histories.item[row], np.zeros_like(row))
         record = np.repeat(np.arange(len(histories.record_item)), np.diff(histories.comment_offsets))
-        is_target = histories.record_split[record] == Split.TRAIN
+        user = np.searchsorted(histories.record_offsets, record, side="right") - 1
+        is_target = (histories.record_split[record] == Split.TRAIN) & (self.pool.author[histories.comment] != user)
         is_target &= self.pool.created[histories.comment] < histories.start[record]
         row, comment = record[is_target], histories.comment[is_target]
         has_text = self.words.has_text(comment)
@@ -145,7 +146,8 @@ class Instances:
             happened = self.histories.record_entries(rows, record_comments=self.record_comments)
             sides = self.diversification(happened, mixed_and_dealt, never=never, rng=rng)
             records += sides
-            answers += [self._answer(*pair) for pair in zip(happened, sides, strict=True)]
+            user = int(windows.user[index])
+            answers += [self._answer(*pair, user) for pair in zip(happened, sides, strict=True)]
         return told(
             targets,
             windows,
@@ -188,12 +190,12 @@ class Instances:
         first, last = histories.comment_offsets[record], histories.comment_offsets[record + 1]
         return drawn[~np.isin(drawn, histories.comment[ranges(first, last)])]
 
-    def _answer(self, record: Happened, sides: Sides) -> int:
-        """The last comment of a record that existed when it began, if the SR side is told of it; else 0."""
-        existing = [
-            each for each in record.comments if self.pool.created[each] < record.time and each in sides.sequential
-        ]
-        return existing[-1] if existing else 0
+    def _answer(self, record: Happened, sides: Sides, user: int) -> int:
+        """The last comment of another that existed when a record began, if the SR side is told of it; else 0."""
+        created, author = self.pool.created, self.pool.author
+        existing = [each for each in record.comments if created[each] < record.time and author[each] != user]
+        told = [each for each in existing if each in sides.sequential]
+        return told[-1] if told else 0
 
     def _order(self, place: Ints) -> Ints:
         """Which target stands at each place of the endless stream."""

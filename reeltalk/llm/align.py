@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
+from reeltalk.data.instance_stream import Targets
 from reeltalk.errors import ConfigError
 from reeltalk.llm.feed import AlignBatches, instances_of
 from reeltalk.llm.module import AlignModule
@@ -105,8 +107,7 @@ def new_module(dataset: Dataset, text: TextTable, settings: AlignSettings, *, de
     if llm is not None and settings.encoder == "llm":
         _require_same_model(llm, text)
     instances = instances_of(dataset, settings)
-    len(instances.targets)  # raises where there are none
-    recommender.start_text_map(_sample(text, train.seed))
+    recommender.start_text_map(_sample(dataset, text, instances.targets, seed=train.seed))
     return AlignModule(recommender, llm, AlignBatches(instances, text, settings, llm)).train()
 
 
@@ -145,7 +146,11 @@ def _require_same_model(llm: LLMRecommender, text: TextTable) -> None:
         )
 
 
-def _sample(text: TextTable, seed: int) -> Tensor:
-    """Some of the table's vectors, for a PCA."""
-    rows = np.random.default_rng(seed).permutation(len(text.vectors))[:PCA_TEXTS]
-    return torch.from_numpy(text.vectors[np.sort(rows)].astype(np.float32))
+def _sample(dataset: Dataset, text: TextTable, targets: Targets, *, seed: int) -> Tensor:
+    """For a PCA: vectors of some of the titles and comments that are training targets, and so of no later text."""
+    titles = dataset.items["title"].gather(np.unique(targets.item) - 1)
+    comments = dataset.comments["text"].gather(np.unique(targets.comment[targets.comment > 0]) - 1)
+    texts = pl.concat([titles, comments.alias("title")]).unique(maintain_order=True)
+    texts = texts.filter(texts.str.strip_chars() != "")
+    drawn = np.random.default_rng(seed).permutation(len(texts))[:PCA_TEXTS]
+    return torch.from_numpy(text.vectors[text.rows(texts.gather(np.sort(drawn)))].astype(np.float32))

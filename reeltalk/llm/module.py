@@ -163,6 +163,8 @@ class AlignModule(StageModule):
         summed = self.summed(torch.tensor(list(counts.values()), device=self.device))
         for name, count in zip(counts, summed.tolist(), strict=True):
             self.counts[name] += count
+        if self.batches.steps_done == self.settings.warm_steps + 1:
+            self.recent = {}  # the warm start has other batches, and so other losses
         means = self.summed(torch.stack(list(losses.values())).detach()) / self.trainer.world_size
         for name, value in zip(losses, means.tolist(), strict=True):
             self.recent[name] = [*self.recent.get(name, []), value][-_MEAN_LOSSES_OVER:]

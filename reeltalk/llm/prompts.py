@@ -147,7 +147,7 @@ class PromptWriter:
         """The prompt of a user whose histories are in order of time; records are None where the log has no comments.
 
         `watched` is the title being watched (comment task). `target` is the text to learn, to which the tokenizer's end
-        token is added; without one the prompt is the instruction alone.
+        token is added where it is whole; without one the prompt is the instruction alone.
         """
         frame = _gaps(self._template.items_alone if records is None else self._template.tasks[task][order])
         asked = [self._text(watched, space) for _, slot, space in frame if slot == "watched"]
@@ -165,7 +165,9 @@ class PromptWriter:
             elif slot in histories:
                 runs += [run for entry in kept[slot] for run in entry]
         runs = _shortened_evenly(runs, room=self._room)
-        answer = [self._text(target, frame[-1][2]), _Run(self._end)] if target.strip() else []
+        answer = [self._text(target, frame[-1][2])] if target.strip() else []
+        if answer and not answer[0].is_shortened:
+            answer.append(_Run(self._end))
         return Prompt(
             np.concatenate([run.ids for run in [*runs, *answer]]),
             instruction_length=_length(runs),
