@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_llms import KINDS, save_llm
+from toy import with_tables
 
 from reeltalk.artifacts import read_manifest
 from reeltalk.config import load_settings, save_settings
-from reeltalk.data.dataset import Dataset, Task
+from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.llm.align import LLM, align, new_module
 from reeltalk.llm.aligned import aligned_encoder, encode_aligned, is_aligned
@@ -166,6 +168,28 @@ def test_without_any_step_the_start_is_written(
         toy_dataset, tmp_path / "aligned", out=tmp_path / "text", settings=EncodeSettings(max_tokens=6)
     )
     assert text.width == SMALL_MODEL["text_dim"]
+
+
+def test_the_start_knows_texts_of_training_targets_alone(
+    toy_dataset: Dataset, llms: dict[str, Path], tables: dict[str, TextTable]
+) -> None:
+    settings, table = small_settings(llms["qwen3"], train={"steps": 0, "warm_steps": 0}), tables["qwen3"]
+    held_out = pl.when(pl.col("item_id") % 2 == 0).then(int(Split.TEST)).otherwise("split").cast(pl.UInt8)
+    of_train = {
+        name: getattr(toy_dataset, name).with_columns(split=held_out) for name in ("item_events", "comment_records")
+    }
+    dataset = with_tables(toy_dataset, **of_train)
+    targets = instances_of(dataset, settings).targets
+    titles, comments = dataset.items["title"], dataset.comments["text"]
+    learnt = [*titles.gather(targets.item - 1), *comments.gather(targets.comment[targets.comment > 0] - 1)]
+    is_other = np.ones(len(table.vectors), np.bool_)
+    is_other[table.rows([text for text in learnt if text.strip()])] = False
+    start = new_module(dataset, table, settings).recommender.state_dict()
+    for where, is_same in ((is_other, True), (~is_other, False)):
+        vectors = np.where(where[:, None], np.float16(9), table.vectors)
+        other = new_module(dataset, replace(table, vectors=vectors), settings).recommender.state_dict()
+        assert torch.equal(other["text_map.0.weight"], start["text_map.0.weight"]) == is_same
+    assert 3 < is_other.sum() < len(is_other) - 3
 
 
 def test_variants_leave_out_what_they_say(

@@ -122,6 +122,11 @@ def test_texts_that_the_table_lacks_are_told_at_once(toy_dataset: Dataset, llm: 
     with pytest.raises(ArtifactError, match=r"titles lacks .* texts"):
         align(toy_dataset, text=titles, settings=small_settings(llm, train={"steps": 0}), out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
+    without = small_settings(llm, train={"steps": 0}, data={"comments": False})
+    align(toy_dataset, text=titles, settings=without, out=tmp_path / "without")
+    assert len(encode_aligned(toy_dataset, tmp_path / "without", out=tmp_path / "mapped").vectors) == len(
+        titles.vectors
+    )
 
 
 def test_texts_that_came_after_alignment_are_asked_of_the_table_it_started_from(

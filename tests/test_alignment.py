@@ -176,7 +176,7 @@ class SlowAlignment(Slow):
         watched = None if is_item else user.records[row].item
         return self.read(own, watched), self.read(other, watched)
 
-    def prefixes(self, user: User, row: int, *, is_item: bool) -> Iterator[tuple[Vector, Vector, str]]:
+    def prefixes(self, user: User, row: int, *, is_item: bool, user_id: int) -> Iterator[tuple[Vector, Vector, str]]:
         """s, e and the name of the text of each entry that has another before it, as if it were the target."""
         items, records, _ = self.window(user, row, is_item=is_item)
         for place, event in list(enumerate(items))[1:]:
@@ -187,7 +187,8 @@ class SlowAlignment(Slow):
             yield s, self.title(event.item), f"t{event.item}"
         for place, record in list(enumerate(records))[1:]:
             told = list(dict.fromkeys(record.comments[::-1]))[:3]
-            there = [comment for comment in told if comment != 1 and self.log.pool.created[comment] < record.start]
+            created, author = self.log.pool.created, self.log.pool.author
+            there = [each for each in told if each != 1 and created[each] < record.start and author[each] != user_id]
             if there:
                 moments = [record.start for record in records[: place + 1]]
                 s = self.read(self.fused_records(items, records[:place], moments), record.item)
@@ -262,7 +263,7 @@ def test_alignment_objective(model: LSVCR, slow: SlowAlignment, some_log: Log, n
     found = [
         (user, *one)
         for user, (owner, row, is_item) in zip(users, case.owners, strict=True)
-        for one in slow.prefixes(owner, row, is_item=is_item)
+        for one in slow.prefixes(owner, row, is_item=is_item, user_id=user)
     ]
     for user, s, target, name in found:
         others = [e for other, _, e, text in found if other != user and text != name]
@@ -397,7 +398,7 @@ def test_the_objective_can_be_learnt(learnt: tuple[str, ...], some_log: Log) -> 
     supplemental_TD = random_vectors(24, 32).requires_grad_()
     optimizer = torch.optim.Adam([*model.parameters(), supplemental_TD], lr=0.01)
     means = []
-    for _ in range(50 if learnt == ("prefix",) else 150):
+    for _ in range(50 if learnt == ("prefix",) else 200):
         optimizer.zero_grad()
         terms = alignment_objective(cast(LSVCR, model), batch, text_UE, supplemental_TD)
         torch.stack([terms[name][0] for name in learnt]).sum().backward()  # type: ignore[no-untyped-call]

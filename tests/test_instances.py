@@ -87,7 +87,7 @@ def expected_targets(log: Log, words: Words) -> list[tuple[int, str, str, int]]:
         for place, record in enumerate(user.records):
             has_history = place > 0 or any(event.time < record.start for event in user.items)
             for chosen in record.comments:
-                is_there = log.pool.created[chosen] < record.start
+                is_there = log.pool.created[chosen] < record.start and log.pool.author[chosen] != user_id
                 if record.split == Split.TRAIN and has_history and is_there and comment[chosen]:
                     targets.append((user_id, comment[chosen], title[record.item], record.start))
     return targets
@@ -97,6 +97,16 @@ def told_targets(batch: InstanceBatch) -> list[tuple[int, str, str, int]]:
     watched = [instance.watched or "" for instance in batch.instances]
     targets = [instance.target for instance in batch.instances]
     return list(zip(batch.user.tolist(), targets, watched, batch.windows.request.tolist(), strict=True))
+
+
+def test_own_comments_are_no_targets(log: Log) -> None:
+    author = np.full_like(log.pool.author, 12)  # of all comments
+    theirs = replace(log, pool=replace(log.pool, author=author))
+    stream = stream_of(theirs)
+    batch = stream.batch(0, batch_size=len(stream.targets))
+    assert Counter(told_targets(batch)) == Counter(expected_targets(theirs, stream.words))
+    plain = stream_of(log).batch(0, batch_size=len(stream_of(log).targets))
+    assert 12 in plain.user[~plain.is_item] and 12 not in batch.user[~batch.is_item]
 
 
 def test_every_training_target_once_an_epoch(log: Log) -> None:

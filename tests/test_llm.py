@@ -430,7 +430,7 @@ def test_it_learns_to_write_the_target_and_generation_stops_there(kind: str, fol
 def test_bf16_is_close_to_float32_and_trains_float32_weights(folders: dict[str, Path]) -> None:
     exact, half = load(folders["llama"]), load(folders["llama"], precision="auto")
     half.load_state_dict(exact.state_dict())
-    assert half.llm.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert half.llm.get_input_embeddings().weight.dtype == torch.bfloat16 and half.settings.precision == "bf16"
     assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
     batch = batch_of(prompts(exact))
     with torch.no_grad():

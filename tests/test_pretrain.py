@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_training import write_text_table
 
-from reeltalk.artifacts import read_manifest, write_manifest
+from reeltalk.artifacts import _content_digest, file_digest, read_manifest, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.batch import Batch, ItemTargets
 from reeltalk.data.dataset import Dataset, Split
@@ -29,7 +30,7 @@ from reeltalk.training.finetune import finetune
 from reeltalk.training.module import Example, FinetuneModule
 from reeltalk.training.pretrain import PretrainSettings, pretrain, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, finetune_settings
-from reeltalk.training.start import PRETRAINED
+from reeltalk.training.start import PRETRAINED, start_from
 from reeltalk.training.system import WEIGHTS, System, load_system
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -251,3 +252,22 @@ def test_what_does_not_belong_together_is_refused(toy_dataset: Dataset, toy_text
     with pytest.raises(ArtifactError, match=r"other-text holds text vectors .* was pre-trained on"):
         start(next_to_nothing("unisrec"), text=TextTable.load(other))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_start_is_taken_over_whole_or_not_at_all(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:
+    pretrain(toy_dataset, text=toy_text, settings=small_pretraining("s3rec", max_epochs=1), out=tmp_path / "p")
+    held = load_file(tmp_path / "p" / WEIGHTS)
+    manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
+    renamed = {name.replace("item_embedding", "video_embedding").replace("norm", "n"): v for name, v in held.items()}
+    for weights, digest, told in (
+        (held, "of another", "was changed since it was written"),
+        (renamed, None, "does not fit s3rec as it is now"),
+    ):
+        save_file(weights, tmp_path / "p" / WEIGHTS)
+        files = manifest["files"] | {WEIGHTS: digest or file_digest(tmp_path / "p" / WEIGHTS)}
+        parts = manifest["kind"], manifest["config"], manifest["parents"], files
+        changed = manifest | {"files": files, "digest": _content_digest(*parts)}
+        (tmp_path / "p" / "manifest.json").write_text(json.dumps(changed))
+        system = System.new(toy_dataset, text=None, settings=next_to_nothing("s3rec"))
+        with pytest.raises(ArtifactError, match=told):
+            start_from(system, tmp_path / "p")

@@ -61,6 +61,12 @@ def test_what_the_llm_reads() -> None:
     assert (prompt.dropped_events, prompt.shortened_texts) == (0, 0)
 
 
+def test_a_target_that_was_cut_does_not_end() -> None:
+    prompt = writer().write(ITEMS, RECORDS, task="item", order="items_first", target="bread " * 9)
+    answer = prompt.ids[prompt.instruction_length :]
+    assert len(answer) == 8 and "<|im_end|>" not in tokenizer("qwen3").decode(answer)
+
+
 def test_chinese_and_what_is_not_there() -> None:
     chinese = read_yaml(TEMPLATES)["zh"]
     prompt = writer(language="zh", max_text_tokens=32).write(

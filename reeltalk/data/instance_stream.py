@@ -98,7 +98,8 @@ class Instances:
     def targets(self) -> Targets:
         """Each next item, and each distinct comment of a record that existed when the record began, of the train split.
 
-        Left out are a user's own comments, targets without a text, and those before which nothing happened: there is no preference to align.
+        Left out are a user's own comments, targets without a text, and those before which nothing happened: there is no
+        preference to align.
         Raises DataError where none is left.
         """
         histories = self.histories

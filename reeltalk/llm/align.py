@@ -20,7 +20,7 @@ from torch import Tensor
 from reeltalk.artifacts import resumable_folder, write_manifest
 from reeltalk.config import save_settings
 from reeltalk.data.dataset import Dataset
-from reeltalk.data.instance_stream import Targets
+from reeltalk.data.instances import Targets
 from reeltalk.errors import ConfigError
 from reeltalk.llm.feed import AlignBatches, instances_of
 from reeltalk.llm.module import AlignModule
@@ -56,7 +56,8 @@ def align(dataset: Dataset, *, text: TextTable, settings: AlignSettings, out: Pa
     train = settings.train
     if train.batch_size % train.devices or train.warm_batch_size % train.devices:
         raise ConfigError(f"batches of {train.batch_size} and {train.warm_batch_size} do not divide by {train.devices}")
-    TextLookup.of(dataset, text)  # a text that is not there is told now, not when its turn comes
+    # a text that is not there is told now, not when its turn comes
+    TextLookup.of(dataset, text, with_comments=settings.data.comments)
     trainer = new_trainer(out, train, log_every=10, max_steps=train.warm_steps + train.steps, max_epochs=-1)
     module = new_module(dataset, text, settings, device=str(trainer.strategy.root_device))
     config, parents = settings.model_dump(mode="json"), parents_of(dataset, text, settings)

@@ -67,7 +67,8 @@ def encode_aligned(
     if text is None:
         text = TextTable.load(recorded(aligned, manifest, "text"))
         _require_start(text, aligned, manifest)
-    TextLookup.of(dataset, text)  # raises where texts are missing
+    comments = AlignSettings.model_validate(manifest.config).data.comments
+    TextLookup.of(dataset, text, with_comments=comments)  # raises where texts are missing
     return _mapped_table(text, aligned, manifest, out)
 
 

@@ -58,7 +58,9 @@ class LLMRecommender(nn.Module):
         """
         super().__init__()
         loaded = load_causal_lm(settings, device=device, stays_on_cpu=will_be_sharded)
-        self.settings = settings.model_copy(update={"name": located(settings.name)})
+        # as it was found here: another machine would choose another precision
+        precision = "bf16" if loaded.model.dtype == torch.bfloat16 else "float32"
+        self.settings = settings.model_copy(update={"name": located(settings.name), "precision": precision})
         self.weights = loaded.weights
         self.max_tokens = loaded.max_tokens
         self.is_made_causal = loaded.is_made_causal

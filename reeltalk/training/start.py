@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reeltalk.artifacts import Manifest, folder_kind, read_manifest, reading_file, require_parent
+from reeltalk.artifacts import Manifest, file_digest, folder_kind, read_manifest, reading_file, require_parent
 from reeltalk.errors import ArtifactError, ConfigError
 from reeltalk.models import model_spec
 from reeltalk.models.lsvcr import LSVCRSettings
@@ -22,6 +22,7 @@ from reeltalk.training.system import WEIGHTS, System
 ALIGNED = "aligned"
 PRETRAINED = "pretrained"
 SEQUENTIAL = "sequential.safetensors"
+_NOT_OF_A_START = ("item_embedding.", "id_gate", "recency")  # weights of ids and ages, which it knows nothing of
 _OF_THE_START = ("dim", "num_layers", "num_heads", "inner_dim", "text_dim", "text_map")
 
 
@@ -76,11 +77,11 @@ def needs_start(settings: FinetuneSettings) -> str | None:
 
 
 def start_from(system: System, start: Path) -> dict[str, str]:
-    """Put the weights of the start into a new system; what the start has not keeps its own.
+    """Put the weights of the start into a new system, which keeps its own of ids and ages.
 
     A position table that is longer than the start's keeps its own rows behind it. Returns the parent that the start is:
     its kind and digest. Raises ConfigError where shapes differ, ArtifactError where the start is of another dataset and
-    knows its items.
+    knows its items, was changed, or is of a model that the code no longer has.
     """
     if folder_kind(start) == PRETRAINED:
         kind, file = PRETRAINED, start / WEIGHTS
@@ -90,13 +91,20 @@ def start_from(system: System, start: Path) -> dict[str, str]:
     else:
         kind, file = ALIGNED, start / SEQUENTIAL
         manifest = read_manifest(start, kind)
+    if file_digest(file) != manifest.files[file.name]:
+        raise ArtifactError(f"{file} was changed since it was written, or is damaged; put it back, or write it anew")
     with reading_file(file):
         weights = {name.removeprefix("recommender."): value for name, value in load_file(file).items()}
     own = system.recommender.state_dict()
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith("text_map.")}
+    wanted = {name for name in own if name in weights or not name.startswith(_NOT_OF_A_START)}
+    if unlike := sorted(wanted ^ weights.keys()):
+        raise ArtifactError(
+            f"{file} does not fit {system.settings.name} as it is now (see {unlike[0]}); go back to the code it was "
+            "written with, or write it anew"
+        )
     new: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if name not in own:
-            continue  # a text map that the vectors went through
         is_positions = "positions." in name
         if is_positions and len(value) < len(own[name]):
             value = torch.cat([value, own[name][len(value) :]])
