@@ -16,7 +16,10 @@ Scores = npt.NDArray[np.float32]
 
 
 class Ranker(Protocol):
-    """Scores candidates from what was known strictly before each target's time; a higher score ranks higher."""
+    """Scores candidates from what was known strictly before each target's time; a higher score ranks higher.
+
+    Of the target's own user that is what stands before the row `target` of the events or records.
+    """
 
     @property
     def name(self) -> str: ...

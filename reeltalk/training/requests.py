@@ -55,8 +55,8 @@ def recommend_items(
     `now` (ms) hides what happened later and items that did not exist yet. Most baselines have no preference for someone
     without an item event (see docs/papers.md): all scores are 0 then, and the order says nothing.
 
-    Raises DataError for an unknown user, item or comment key, for times that are none, where no item existed at `now`,
-    and for a system of the comment task.
+    Raises DataError for an unknown user, item or comment key, for times that fall or cannot be milliseconds, where no
+    item existed at `now`, for a negative `k`, and for a system of the comment task.
     """
     system.require_task("item")
     feed, user_id = _feed(system, user, now)
