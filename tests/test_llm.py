@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -79,19 +80,13 @@ def batch_of(rows: list[Prompt]) -> TokenBatch:
     return TokenBatch.of(rows, max_tokens=POSITIONS)
 
 
-def padded_left(batch: TokenBatch) -> TokenBatch:
-    """The same rows with five columns of padding on the left, and what is on the right turned over."""
-    ids, mask, last = [], [], []
-    for row_T, mask_T, place in zip(batch.ids_BT, batch.mask_BT, batch.last_B, strict=True):
-        num_pads = int((~mask_T).sum()) + 5
-        ids.append(torch.cat([torch.full((num_pads,), 3), row_T[mask_T]]))
-        mask.append(torch.arange(len(ids[-1])) >= num_pads)
-        last.append(int(place) + num_pads)
-    return TokenBatch(torch.stack(ids), torch.stack(mask), torch.tensor(last))
+def padded(batch: TokenBatch) -> TokenBatch:
+    """The same rows with five more columns of padding."""
+    return TokenBatch(F.pad(batch.ids_BT, (0, 5), value=3), F.pad(batch.mask_BT, (0, 5)), batch.last_B)
 
 
 def preferences(recommender: LLMRecommender, batch: TokenBatch) -> Tensor:
-    return recommender.preferences(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+    return recommender.preferences(recommender.hidden_states(batch.ids_BT), batch)
 
 
 def alone(recommender: LLMRecommender, ids: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -207,16 +202,16 @@ def test_padding_and_batch_mates_change_nothing_in_float32(kind: str, folders: d
     rows, bare = prompts(recommender), prompts(recommender, with_target=False)
     with torch.no_grad():
         expected = torch.cat([preferences(recommender, batch_of([row])) for row in bare])
-        for batch in (batch_of(rows), batch_of(bare), padded_left(batch_of(rows))):
+        for batch in (batch_of(rows), batch_of(bare), padded(batch_of(rows))):
             torch.testing.assert_close(preferences(recommender, batch), expected, atol=1e-5, rtol=0)
-        hidden = [recommender.hidden_states(b.ids_BT, b.mask_BT) for b in (batch_of(rows), padded_left(batch_of(rows)))]
-        right = recommender.target_loss(hidden[0], batch_of(rows))
-        left = recommender.target_loss(hidden[1], padded_left(batch_of(rows)))
-        singles = [batch_of([row]) for row in rows]
-        one_by_one = [recommender.target_loss(recommender.hidden_states(b.ids_BT, b.mask_BT), b) for b in singles]
-    assert right[1] == left[1] == sum(count for _, count in one_by_one)
-    torch.testing.assert_close(right[0], left[0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(right[0], torch.stack([loss for loss, _ in one_by_one]).sum(), rtol=1e-5, atol=0)
+        losses = [
+            recommender.target_loss(recommender.hidden_states(batch.ids_BT), batch)
+            for batch in (batch_of(rows), padded(batch_of(rows)), *(batch_of([row]) for row in rows))
+        ]
+    (together, count), (padded_loss, padded_count), *one_by_one = losses
+    assert count == padded_count == sum(tokens for _, tokens in one_by_one)
+    torch.testing.assert_close(padded_loss, together, rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.stack([loss for loss, _ in one_by_one]).sum(), together, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,7 +233,7 @@ def test_eq_13_against_a_loop_over_tokens(kind: str, folders: dict[str, Path], m
         monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
         recommender.zero_grad()
         seen.clear()
-        loss, tokens = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+        loss, tokens = recommender.target_loss(recommender.hidden_states(batch.ids_BT), batch)
         assert tokens == count and loss.item() == pytest.approx(expected, rel=1e-10)
         assert sum(rows for _, rows, _ in seen) == count and max(rows for _, rows, _ in seen) <= max(10, count)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -273,7 +268,7 @@ def test_reading_does_not_depend_on_how_prompts_are_divided(kind: str, folders: 
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=1e-8, atol=1e-10)
     batch = batch_of(rows)
-    hidden_BTE = recommender.hidden_states(batch.ids_BT, batch.mask_BT)
+    hidden_BTE = recommender.hidden_states(batch.ids_BT)
     torch.testing.assert_close(found[0][0], recommender.preferences(hidden_BTE, batch).detach())
     assert found[0][1].item() == pytest.approx(recommender.target_loss(hidden_BTE, batch)[0].item())
     without, loss, count = recommender.read(rows, tokens_per_batch=90, with_targets=False)
@@ -295,7 +290,7 @@ def test_what_a_token_needs_is_about_what_the_backward_pass_keeps(kind: str, fol
 
     ids_BT = torch.randint(5, 30, (7, 40))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        hidden_BTE = recommender.hidden_states(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+        hidden_BTE = recommender.hidden_states(ids_BT)
     assert hidden_BTE.requires_grad
     found = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in weights)
     assert told == pytest.approx(found / ids_BT.numel(), rel=0.4)
@@ -321,7 +316,7 @@ def test_attention_as_products_is_the_fused_attention() -> None:
 def test_a_batch_without_targets_has_no_loss(folders: dict[str, Path]) -> None:
     recommender = load(folders["qwen3"])
     batch = batch_of(prompts(recommender, with_target=False))
-    loss, count = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+    loss, count = recommender.target_loss(recommender.hidden_states(batch.ids_BT), batch)
     assert count == 0 and loss.item() == 0
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -357,7 +352,7 @@ def test_text_vectors_are_means_over_tokens_and_each_text_runs_once(kind: str, f
 
 def step_loss(recommender: LLMRecommender) -> Tensor:
     batch = batch_of(prompts(recommender))
-    hidden_BTE = recommender.hidden_states(batch.ids_BT, batch.mask_BT)
+    hidden_BTE = recommender.hidden_states(batch.ids_BT)
     loss, count = recommender.target_loss(hidden_BTE, batch)
     ids = [np.array(row, np.int64) for row in tokenize(recommender.tokenizer, TEXTS, max_tokens=12)]
     vectors = recommender.text_vectors(ids, tokens_per_batch=8_192)
@@ -416,7 +411,7 @@ def test_it_learns_to_write_the_target_and_generation_stops_there(kind: str, fol
     batch = batch_of(rows := prompts(recommender)[:2])
     optimiser = torch.optim.Adam([p for p in recommender.parameters() if p.requires_grad], lr=0.01)
     for _ in range(500):
-        loss, _ = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+        loss, _ = recommender.target_loss(recommender.hidden_states(batch.ids_BT), batch)
         if loss.item() < 0.5:  # over all tokens, so that each is the likeliest
             break
         optimiser.zero_grad()
@@ -494,7 +489,7 @@ def test_the_offline_llm_trains_within_its_positions() -> None:
     row = writer.write(items, items, task="comment", order="items_first", watched="cats", target="so brave")
     assert recommender.max_tokens == 512 and 380 < len(row.ids) <= 512 and row.dropped_events > 0
     batch = TokenBatch.of([row], max_tokens=512)
-    loss, count = recommender.target_loss(recommender.hidden_states(batch.ids_BT, batch.mask_BT), batch)
+    loss, count = recommender.target_loss(recommender.hidden_states(batch.ids_BT), batch)
     loss.backward()  # type: ignore[no-untyped-call]
     assert count == 3 and all(p.grad is not None for name, p in recommender.named_parameters() if "lora_" in name)
     assert isinstance(recommender.generate(row, max_new_tokens=3), str)

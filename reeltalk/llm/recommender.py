@@ -87,18 +87,17 @@ class LLMRecommender(nn.Module):
         shard_layers(self.llm, self.device)
         self._again = partial(layers_run_again, self.llm)
 
-    def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """The last hidden state at every token: [B, T, E]; at padding it means nothing. mask_BT is True at tokens."""
-        column_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        lead_B1 = mask_BT.int().argmax(1, keepdim=True)  # padding on the left is turned over to the right
-        is_turned = bool(lead_B1.any())
-        if is_turned:
-            ids_BT = ids_BT.gather(1, (column_T + lead_B1) % len(column_T))
-        # without a mask attention takes its fastest way; no token sees the padding behind it
-        hidden_BTE = self._last_states(ids_BT)
-        if is_turned:
-            hidden_BTE = hidden_BTE.gather(1, ((column_T - lead_B1) % len(column_T))[..., None].expand_as(hidden_BTE))
-        return hidden_BTE
+    def hidden_states(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """The last hidden state at every token: [B, T, E]; at padding, which is on the right, it means nothing.
+
+        A causal LLM needs no mask (True at tokens): no token sees the padding behind it, and without a mask attention
+        takes its fastest way.
+        """
+        read_BT = ids_BT if len(ids_BT) else F.pad(ids_BT, (0, 0, 0, 1))  # models do not take a batch without rows
+        with self._autocast():
+            result = self.llm.base_model(input_ids=read_BT, attention_mask=mask_BT, use_cache=False)
+        hidden_BTE: Tensor = result.last_hidden_state
+        return hidden_BTE[: len(ids_BT)]
 
     def bytes_a_token(self) -> float:
         """What the backward pass needs of a token, as measured on a short row; not of an LLM that is divided."""
@@ -118,7 +117,7 @@ class LLMRecommender(nn.Module):
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
         ):
-            self.hidden_states(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))
+            self.hidden_states(ids_1T)
         return sum(size for place, size in sizes.items() if place not in weights) / ids_1T.numel()
 
     def preferences(self, hidden_BTE: Tensor, batch: TokenBatch) -> Tensor:
@@ -157,7 +156,7 @@ class LLMRecommender(nn.Module):
 
         def run(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             batch = TokenBatch.of([prompts[row] for row in rows], max_tokens=self.max_tokens).to(self.device)
-            hidden_BTE = self.hidden_states(batch.ids_BT, batch.mask_BT)
+            hidden_BTE = self.hidden_states(batch.ids_BT)
             preference_BD = self.preferences(hidden_BTE, batch)
             loss, count = self.target_loss(hidden_BTE, batch) if with_targets else (preference_BD.new_zeros(()), 0)
             return preference_BD, loss, torch.tensor(count)
@@ -197,9 +196,9 @@ class LLMRecommender(nn.Module):
         ids_BT, mask_BT = (tensor.to(self.device) for tensor in padded)
         if self.is_made_causal:
             with both_ways(self.llm):
-                hidden_BTE = self._last_states(ids_BT, None if mask_BT.all() else mask_BT)
+                hidden_BTE = self.hidden_states(ids_BT, None if mask_BT.all() else mask_BT)
         else:
-            hidden_BTE = self.hidden_states(ids_BT, mask_BT)
+            hidden_BTE = self.hidden_states(ids_BT)
         return (widened(hidden_BTE) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
 
     @torch.no_grad()
@@ -260,14 +259,6 @@ class LLMRecommender(nn.Module):
         set_peft_model_state_dict(recommender.lora, lora)
         recommender.preference_adapter.load_state_dict(preference)
         return recommender.eval()
-
-    def _last_states(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Once through the backbone. Without rows, which models do not take, one is read and left out again."""
-        read_BT = ids_BT if len(ids_BT) else F.pad(ids_BT, (0, 0, 0, 1))
-        with self._autocast():
-            result = self.llm.base_model(input_ids=read_BT, attention_mask=mask_BT, use_cache=False)
-        hidden_BTE: Tensor = result.last_hidden_state
-        return hidden_BTE[: len(ids_BT)]
 
     def _surprise(self, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
         """-log P of the tokens, in sum."""
