@@ -129,12 +129,17 @@ def evaluate_model(
 
 
 def _training_log(model: Path) -> pl.DataFrame | None:
-    """The CSV logs of a model folder, one a run that was interrupted, as one; None where it was logged another way."""
+    """The CSV logs of a model folder, one a run that was interrupted, as one; None where it was logged another way.
+
+    A log that a kill left without a row is passed over.
+    """
     log: pl.DataFrame | None = None
-    logs = (model / "logs").glob("version_*/metrics.csv")
+    logs = [path for path in (model / "logs").glob("version_*/metrics.csv") if path.stat().st_size]
     for path in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
         with reading_file(path):
             of_run = pl.read_csv(path, infer_schema_length=None)
-            before = pl.DataFrame() if log is None else log.filter(pl.col("step") < of_run["step"].min())
-            log = pl.concat([before, of_run], how="diagonal_relaxed")
+        if of_run.is_empty():
+            continue
+        before = pl.DataFrame() if log is None else log.filter(pl.col("step") < of_run["step"].min())
+        log = pl.concat([before, of_run], how="diagonal_relaxed")
     return log

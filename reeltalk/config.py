@@ -31,6 +31,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no plain name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
@@ -80,10 +82,12 @@ def load_settings(
     given = base.model_dump() if isinstance(base, BaseModel) else dict(base or {})
     values = read_yaml(file) if file is not None else given
     problems = [problem for override in overrides for problem in _apply(values, override)]
-    model = model if choose is None else choose(values)
     settings = None
     try:
+        model = model if choose is None else choose(values)
         settings = model.model_validate(_with_defaults(model, values), extra="forbid")
+    except ConfigError as error:
+        problems += error.problems
     except ValidationError as error:
         problems += [_told(model, found) for found in error.errors(include_url=False)]
     sources = [str(file)] if file is not None else []

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import settings
 
 from reeltalk.data.dataset import Dataset
 from reeltalk.data.prepare import PrepareSettings, prepare
@@ -15,6 +16,9 @@ TOY_USERS, TOY_ITEMS, TOY_DAYS = 40, 60, 10
 TOY_START = 1_700_000_000_000
 DAY = 86_400_000
 TOPICS = ("cats", "football", "cooking", "trains")
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

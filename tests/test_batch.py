@@ -17,7 +17,7 @@ from reeltalk.models.attention import causal_mask, known_mask
 SIZES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sizes=SIZES)
 def test_pack_gives_each_window_cells_of_its_own(sizes: list[tuple[int, int]]) -> None:
     items, records = np.array(sizes, dtype=np.int64).reshape(-1, 2).T

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_chains import fake_alignment, manifests, write_config
+from tiny_chains import MODEL, fake_alignment, manifests, write_config
 from typer.testing import CliRunner, Result
 
 from reeltalk.artifacts import PROGRESS, is_finished, read_manifest, write_manifest
@@ -150,7 +150,7 @@ def test_alignment_stands_between_two_encodings(
 ) -> None:
     calls = fake_alignment(monkeypatch)
     given = ["source=null", "raw=null", "prepare={}", f"dataset={done / 'data'}", f"text={done / 'text'}"]
-    settings = load_chain(config, overrides=[*given, "align.data.history_length=10", "finetune.comment=null"])
+    settings = load_chain(config, overrides=[*given, f"align.model={json.dumps(MODEL)}", "finetune.comment=null"])
     made = [each.step for each in run_chain(settings, out=tmp_path / "o")]
     assert made == ["data", "text", "aligned", "text-aligned", "item", "item-report"]
     assert calls == ["align", "encode_aligned", "finetune"]
@@ -195,12 +195,20 @@ def test_pretraining_stands_before_finetuning(done: Path, config: Path, tmp_path
         (["finetune.comment={}", "pretrain={}"], "give finetune.item, or leave out pretrain"),
         (["finetune.item={name: s3rec}", "pretrain={}", "align={}"], "align and pretrain are two starts"),
         (["finetune.item={name: s3rec, model: {dim: 8}}", "pretrain={}"], "dim=8, but pretrain.model.dim=64"),
-        (["finetune.item={name: s3rec, data: {history_length: 9}}", "pretrain={}"], "history_length=9, but pretrain"),
+        (
+            ["finetune.item={name: s3rec, data: {history_length: 9}}", "pretrain={}"],
+            "history_length=9 is less than 50, as pretrain",
+        ),
         (["finetune.item={name: unisrec, model: {train_encoder: false}}"], "a pretrain section makes one"),
         (["finetune.item={name: s3rec}", "pretrain.loss.hiden_share=1"], "did you mean 'hidden_share'?"),
+        (["finetune.item={name: unisrec}", "align={}"], "name='unisrec' has no aligned start"),
+        (["finetune.item={}", "finetune.comment={name: att}", "align={}"], "name='att' has no aligned start"),
+        (["finetune.item={model: {dim: 32}}", "align.model.dim=128"], "dim=32, but align.model.dim=128"),
+        (["finetune.item={data: {history_length: 20}}", "align={}"], "history_length=20 is less than 50, as align"),
+        (["finetune.comment={}", "evaluate.full_ranking=true"], "evaluate.full_ranking=true is for the item task"),
     ],
 )
-def test_what_cannot_start_from_pretraining_is_told_before_anything_runs(overrides: list[str], message: str) -> None:
+def test_what_cannot_be_done_hours_later_is_told_before_anything_runs(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_chain(overrides=["dataset=x", *overrides])
     assert message in str(caught.value)

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 import yaml
 from scipy import stats
-from tiny_chains import MODEL, fake_alignment, manifests
+from tiny_chains import ALIGN, MODEL, fake_alignment, manifests
 from tiny_llms import save_llm
 from typer.testing import CliRunner, Result
 
@@ -65,10 +65,10 @@ def write_experiment(file: Path, first: dict[str, str], **sections: Any) -> Path
         "systems": {
             "lsvcr": {"finetune": {"model": MODEL}},
             "ids": {"model": "sasrec", "finetune": {"model": SMALL}, "grid": {"model.dropout": [0.1, 0.3]}},
-            "broken": {"model": "sasrec", "finetune": {"train": {"monitor": "ngdc@10"}}},
+            "broken": {"model": "sasrec", "finetune": {"train": {"devices": 2}}},
         },
         "finetune": {"train": {"max_epochs": 2, "batch_size": 16}},
-        "search": {"trials": 3, "rungs": [1], "grid": {"train.learning_rate": [0.01, 0.0001]}},
+        "search": {"trials": 3, "rungs": [0.4], "grid": {"train.learning_rate": [0.01, 0.0001]}},
         "seeds": list(SEEDS),
     }
     file.write_text(yaml.safe_dump(values | sections))
@@ -236,8 +236,8 @@ def test_a_failing_system_is_shown_and_stops_nothing(file: Path, done: Result, s
     assert [(of["data"], of["system"], of["what"]) for of in whole] == [
         (data, "broken", "all seeds") for data in ("first", "second")
     ]
-    assert all("'ngdc@10' is no metric" in of["error"] for of in saved["failures"])
-    assert "first, broken: 1 epoch, train.learning_rate=0.01: failed: train.monitor='ngdc@10'" in done.stderr
+    assert all("devices=2, but a chain runs in one process" in of["error"] for of in saved["failures"])
+    assert "first, broken: 1 epoch, train.learning_rate=0.01: failed: item: train.devices=2" in done.stderr
     assert "| broken | failed |" in (file.parent / "out" / "compare.md").read_text()
     html = (file.parent / "out" / "compare.html").read_text()
     assert html.count("<td>broken</td><td>failed</td>") == 4, "in the table of each data set and protocol"
@@ -285,9 +285,9 @@ def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
     calls = fake_alignment(monkeypatch)
     tiny = {"model": "lsvcr", "finetune": {"model": MODEL}, "grid": {"train.learning_rate": [0.01]}}
     systems = {
-        "aligned": tiny | {"align": {}},
-        "aligned-once": tiny | {"align": {"train": {"seed": 0}}},
-        "failing": tiny | {"align": {"loss": {"lm": 13}}},
+        "aligned": tiny | {"align": ALIGN},
+        "aligned-once": tiny | {"align": ALIGN | {"train": {"seed": 0}}},
+        "failing": tiny | {"align": ALIGN | {"loss": {"lm": 13}}},
     }
     file = write_experiment(
         tmp_path / "e.yaml",
@@ -372,7 +372,7 @@ def test_what_takes_longest_is_begun_first(
     fake_alignment(monkeypatch)
     plain = {"model": "lsvcr", "finetune": {"model": MODEL}, "grid": {"train.learning_rate": [0.01]}}
     data = {"first": {**first, "align": {"data": {"history_length": 10}}}}
-    systems = {"plain": plain, "with-start": plain | {"align": {}}}
+    systems = {"plain": plain, "with-start": plain | {"align": ALIGN}}
     small_comparison(first, tmp_path, monkeypatch, data=data, systems=systems, ours=["plain"])
     told = capsys.readouterr().out
     assert told.index("first, with-start: ") < told.index("first, plain: "), told
@@ -398,7 +398,7 @@ def test_ours_are_tested_against_each_other_and_all_is_corrected_at_once(
         "lsvcr": {"finetune": {"model": MODEL}},
         "small": {"model": "lsvcr", "finetune": {"model": MODEL | {"dim": 8}}},
         "mha": {"finetune": {"model": {"dim": 16}}},
-        "gone": {"model": "lsvcr", "finetune": {"train": {"monitor": "hit"}}},
+        "gone": {"model": "lsvcr", "finetune": {"train": {"devices": 2}}},
     }
     found = small_comparison(first, tmp_path, monkeypatch, systems=systems, ours=["lsvcr", "small", "gone"])
     table = found.data["first"]
@@ -452,7 +452,7 @@ def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
 
 def test_each_rung_is_longer(first: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"search\.rungs=.*give each rung longer than the one before"):
-        load_experiment(write_experiment(tmp_path / "e.yaml", first), overrides=["search.rungs=[6, 2]"])
+        load_experiment(write_experiment(tmp_path / "e.yaml", first), overrides=["search.rungs=[0.6, 0.2]"])
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "b", "c"], ["a", "b", "--out", "o"], [".", "--out", "o"]])

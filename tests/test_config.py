@@ -158,6 +158,7 @@ def test_long_values_are_cut() -> None:
         (b"train: [1", "settings.yaml is not YAML"),
         (b"train:\n  lr: 1\n  lr: 2\n", "'lr' is there twice"),
         (b"\xff\xfe\x00", "settings.yaml is not YAML"),
+        (b"? [a, b]\n: 1\n", "settings.yaml is not YAML: a key is no plain name"),
         (b"- 1\n- 2\n", "holds [1, 2]; expected sections and fields"),
         (b"!!python/object/apply:os.getcwd []", "settings.yaml is not YAML"),
     ],

@@ -25,7 +25,14 @@ from reeltalk.evaluation.ranker import Ranker, Scores
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import segments
 from reeltalk.evaluation.settings import EvaluationSettings
-from reeltalk.evaluation.significance import bootstrap_means, compare, holm, paired_ttest, too_few
+from reeltalk.evaluation.significance import (
+    bootstrap_means,
+    compare,
+    holm,
+    paired_ttest,
+    percentile_bounds,
+    too_few,
+)
 
 QUICK = EvaluationSettings(bootstrap_samples=50)
 TASKS: tuple[Task, ...] = ("item", "comment")
@@ -315,6 +322,17 @@ def test_the_bootstrap_draws_users_with_all_their_targets() -> None:
     assert twice == pytest.approx(draws)
     order = rng.permutation(400)
     assert bootstrap_means(values[order], users[order], samples=3000, seed=1) == pytest.approx(draws)
+
+
+def test_bounds_are_the_middle_of_the_draws() -> None:
+    """Of the mean of 400 uniform values: 1.96 standard errors on either side."""
+    values = np.random.default_rng(0).random((400, 1))
+    draws = bootstrap_means(values, np.arange(400), samples=4000, seed=1)
+    for confidence, times in ((0.95, 1.960), (0.5, 0.674)):
+        (low, high), *_ = percentile_bounds(draws, confidence=confidence)
+        assert low is not None and high is not None
+        assert np.mean((low <= draws) & (draws <= high)) == pytest.approx(confidence, abs=1e-3)
+        assert [low, high] == pytest.approx(values.mean() + np.array([-times, times]) * values.std() / 20, abs=2e-3)
 
 
 def test_the_bootstrap_weighs_users_by_their_targets() -> None:

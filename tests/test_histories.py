@@ -49,7 +49,7 @@ def anchor(histories: Histories, task: Task) -> tuple[np.ndarray, np.ndarray, np
     return histories.record_offsets, histories.record_split, histories.start
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=COUNTS, length=LENGTHS, has_start=st.booleans(), task=st.sampled_from(["item", "comment"]))
 def test_training_windows_hold_every_target_once(
     counts: list[tuple[int, int, int]], length: int, has_start: bool, task: Task
@@ -165,7 +165,7 @@ def known_before(histories: Histories, task: Task, user: int, moment: int) -> li
     return [row for row in range(offsets[user], offsets[user + 1]) if times[row] < moment]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_rows_before(data: st.DataObject) -> None:
     lists = data.draw(st.lists(st.lists(st.integers(-3, 9), max_size=9).map(sorted), min_size=1, max_size=5))

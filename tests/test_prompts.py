@@ -183,7 +183,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Entry], list[Entry]]:
     return items, records
 
 
-@check(deadline=None, max_examples=60)
+@check(max_examples=60)
 @given(
     user=histories(),
     which=st.sampled_from(WHICH),
@@ -237,7 +237,6 @@ def test_any_prompt_fits_and_keeps_the_task_and_the_latest(
         assert write(unbound, prompt.dropped_events - 1).instruction_length > budget - 9
 
 
-@check(deadline=None)
 @given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6), words=st.integers(0, 9), room=st.integers(0, 120))
 def test_texts_are_shortened_to_one_length(lengths: list[int], words: int, room: int) -> None:
     runs = [_Run(np.arange(length), is_text=True) for length in lengths]

@@ -226,6 +226,6 @@ def test_a_comparison_goes_by_the_corrected_p_value() -> None:
     standings = {"ours": held.Standing("ours", metrics, {}), "other": held.Standing("baseline", metrics, {})}
     for difference, p_holm, is_up in ((0.1, 0.04, True), (0.1, 0.06, False), (0.1, None, False), (-0.1, 0.01, False)):
         tests = {"ours": {"other": {"full": {"mrr": held.Test(difference, None, 0.01, p_holm)}}}}
-        found = gain(held.Table(9, 9, standings, tests, {}), "ours", "full", "mrr", kind="baseline")
+        found = gain(held.Table(9, 9, standings, tests, {}, {}), "ours", "full", "mrr", kind="baseline")
         assert found is not None
         assert (found.over, found.is_up) == ("other", is_up)

@@ -173,6 +173,20 @@ def test_keys_without_times_run_beside_those_with(toy_dataset: Dataset, toy_text
     assert written.start.tolist() == [1_000, 9_000]
 
 
+@pytest.mark.parametrize("model", ["lsvcr", "hstu"])
+def test_a_history_without_times_ends_now(toy_dataset: Dataset, toy_text: TextTable, model: str) -> None:
+    """HSTU reads how long ago an entry was."""
+    settings = finetune_settings(model, "item").model_validate({"model": {"dim": 16, "num_heads": 2}})
+    system = System.new(toy_dataset, text=toy_text, settings=settings).eval()
+    now = int(toy_dataset.item_events["time"].max()) + 1  # type: ignore[arg-type]
+    history = History(items=["v00", "v04", "v08"])
+    spread = replace(history, item_times=[now - 1_000_000, now - 500_001, now - 1])
+    best = recommend_items(system, history, now=now)
+    assert best.equals(recommend_items(system, spread, now=now)), model
+    assert best.equals(recommend_items(system, history, now=now + 10**10))
+    assert _feed(system, History(items=["v00"]), now)[0].histories.time.tolist() == [now - 1]
+
+
 def test_a_request_without_a_time_comes_right_after_the_log(toy_dataset: Dataset, toy_text: TextTable) -> None:
     """As it decides what is fresh."""
     system = new_system(toy_dataset, toy_text, "comment", candidate_features=True)

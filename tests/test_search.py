@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_jobs import dies_at_two, sleeps, threads
 
+from reeltalk.experiments.experiment import SearchSettings
 from reeltalk.experiments.search import halving, trials_of
 from reeltalk.experiments.workers import Died, Workers
 
@@ -75,6 +76,11 @@ def test_halving_finds_the_winner(
     trials: list[float], rungs: tuple[int, ...], keep: int, best: float | None, spent: list[tuple[int, int | None]]
 ) -> None:
     assert choose(trials, rungs, keep) == (best, spent)
+
+
+def test_rungs_are_parts_of_what_a_system_trains_for() -> None:
+    search = SearchSettings(rungs=(0.07, 0.2))
+    assert [search.epochs(full) for full in (90, 30, 8, 2, 1)] == [[6, 18], [2, 6], [1, 2], [1], []]
 
 
 def test_workers_share_the_cores_and_keep_what_is_printed(

@@ -23,7 +23,7 @@ def packed_rows(lengths: list[int]) -> Tensor:
     return segment_RL
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=st.lists(st.integers(0, 40), max_size=60))
 def test_a_running_sum_starts_anew_with_each_history(lengths: list[int]) -> None:
     """And numbers come back to the entries that they were taken from."""

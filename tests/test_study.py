@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from tiny_chains import fake_alignment, manifests, write_config
+from tiny_chains import ALIGN, fake_alignment, manifests, write_config
 from typer.testing import CliRunner, Result
 
 from reeltalk.artifacts import write_manifest
@@ -32,7 +32,7 @@ PLAN = Plan(
     {
         "full": [],
         "slow": ["finetune.*.train.learning_rate=1e-5"],
-        "broken": ["finetune.*.train.monitor=ngdc@10"],
+        "broken": ["finetune.*.train.devices=2"],
         "no-lm": ["align.loss.lm=13", "finetune.comment=null"],
     },
     segments=("users.unseen", "items.others"),
@@ -54,7 +54,7 @@ def calls(patch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def base(toy_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, calls: list[str]) -> ChainSettings:
-    file = write_config(tmp_path_factory.mktemp("study") / "chain.yaml", dataset=str(toy_dataset.path), align={})
+    file = write_config(tmp_path_factory.mktemp("study") / "chain.yaml", dataset=str(toy_dataset.path), align=ALIGN)
     return load_chain(file)
 
 
@@ -179,7 +179,7 @@ def test_failed_runs_are_told_and_stop_nothing(study: Study, out: Path) -> None:
         ("no-lm", "item", seed) for seed in SEEDS
     }
     assert failed["no-lm", "item", 0].error == "ArithmeticError: the loss is no number"
-    assert "'ngdc@10' is no metric" in str(failed["broken", "item", 0].error)
+    assert "devices=2, but a chain runs in one process" in str(failed["broken", "item", 0].error)
     assert "Traceback" in str(failed["no-lm", "item", 1].trace)
     kept = json.loads((out / "variants" / "no-lm" / "seed-1.json").read_text())
     assert kept["tasks"]["item"]["error"] == "ArithmeticError: the loss is no number"
@@ -277,6 +277,10 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
     assert key(until="text-aligned") != key(shorter, until="text-aligned")
     by_ids = ["align=null", "finetune.item=null", "finetune.item={name: sasrec}"]
     assert key(*by_ids) == key(*by_ids, "encode.max_tokens=7")  # two jobs of one folder would fail beside one another
+    assert key(*by_ids) == key(*by_ids, f"align={json.dumps(ALIGN)}", "align.loss.lm=0")
+    of_source = ["dataset=null", "source=threads", "raw=logs", "align=null"]
+    assert key(*of_source) == key(*of_source, f"raw={Path('logs').resolve()}")
+    assert key(*of_source) == key(*of_source, "prepare.source={opened_from: null}") != key(*of_source, "raw=log")
     floors = "item-floors"
     assert key(until=floors) == key("finetune.item.data.history_length=5", "align=null", until=floors)
     assert key(until=floors) != key("encode.max_tokens=7", until=floors)
@@ -286,11 +290,12 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
 def test_several_processes_reach_what_one_does(toy_dataset: Dataset, tmp_path: Path) -> None:
     file = write_config(tmp_path / "chain.yaml", dataset=str(toy_dataset.path))
     base = load_chain(file, overrides=["finetune.comment=null"])
-    plan = Plan({"full": [], "slow": ["finetune.*.train.learning_rate=1e-5"], "broken": ["finetune.*.train.monitor=x"]})
+    plan = Plan({"full": [], "slow": ["finetune.*.train.learning_rate=1e-5"], "broken": ["finetune.*.train.devices=2"]})
     one = run_study(base, plan, seeds=[0], out=tmp_path / "one")
     two = run_study(base, plan, seeds=[0], out=tmp_path / "two", jobs=2)
     assert two.parts == one.parts
-    assert [cell.error for cell in two.cells] == [cell.error for cell in one.cells]
+    errors = [str(cell.error).replace(f"{tmp_path}/two", f"{tmp_path}/one") for cell in two.cells]
+    assert errors == [str(cell.error) for cell in one.cells]
     assert len(manifests(tmp_path / "two")) == len(manifests(tmp_path / "one")) == 1 + 2 * 2
     assert (tmp_path / "two" / "workers.log").is_file()
 
@@ -366,7 +371,7 @@ def ablate(*arguments: str | Path) -> Result:
 
 def test_ablate_prints_the_table(tmp_path: Path) -> None:
     # no model is trained here: every run fails at once, and is told
-    file = write_config(tmp_path / "chain.yaml", dataset=str(tmp_path / "nowhere"), align={})
+    file = write_config(tmp_path / "chain.yaml", dataset=str(tmp_path / "nowhere"), align=ALIGN)
     result = ablate(file, "--out", tmp_path / "o", "--seeds", "1")
     assert result.exit_code == 2, result.output
     assert "19 of 19 runs failed" in result.stderr

@@ -21,6 +21,7 @@ from toy import with_tables
 
 from reeltalk.api import _training_log
 from reeltalk.artifacts import PROGRESS, write_manifest
+from reeltalk.config import load_settings
 from reeltalk.data.dataset import Dataset, Split, Task
 from reeltalk.data.histories import target_windows
 from reeltalk.data.instance_stream import Instances
@@ -308,6 +309,12 @@ def test_a_run_stopped_anywhere_and_moved_goes_on_to_the_same_weights(
     assert logged is not None
     assert logged["validation"].drop_nulls().to_list() == pytest.approx(reached)
     assert logged["step"].is_sorted()
+    for name, text in (("version_7", ""), ("version_8", "step,validation\n")):  # as a kill may leave them
+        path = tmp_path / "moved" / "logs" / name / "metrics.csv"
+        path.parent.mkdir()
+        path.write_text(text)
+    again = _training_log(tmp_path / "moved")
+    assert again is not None and again.equals(logged)
 
 
 def test_a_log_without_a_word_is_learnt_by_its_ids(toy_dataset: Dataset, tmp_path: Path) -> None:
@@ -357,15 +364,24 @@ def test_what_this_machine_lacks_is_told(
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("train", [{"batch_size": 10, "accumulate": 4}, {"batch_size": 5, "devices": 2}])
-def test_a_step_that_does_not_divide_is_refused(
-    train: dict[str, int], toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path
-) -> None:
-    settings = small_settings("item")
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
-    with pytest.raises(ConfigError, match=r"train\.batch_size=\d+ does not divide by devices x accumulate"):
-        finetune(toy_dataset, text=toy_text, settings=settings, out=tmp_path / "m")
-    assert not (tmp_path / "m").exists()
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        (
+            "item",
+            "train={batch_size: 10, accumulate: 4}",
+            "batch_size=10 does not divide by devices x accumulate",
+        ),
+        ("item", "train={batch_size: 5, devices: 2}", "batch_size=5 does not divide by devices x accumulate"),
+        ("item", "train.monitor=ngdc@10", "train.monitor='ngdc@10': no metric; give recall@K"),
+        ("comment", "train.monitor_protocol=full", "train.monitor_protocol=full is for the item task"),
+        ("comment", "data.comments=false", "data.comments=false leaves the comment task without targets"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_with_the_settings(task: Task, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(finetune_settings("lsvcr", task), overrides=[override])
+    assert message in str(caught.value)
 
 
 def test_a_seed_may_be_a_date(toy_dataset: Dataset, toy_text: TextTable, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from reeltalk.training.finetune import finetune
 from reeltalk.training.system import System
 
 MODEL = {"dim": 16, "num_layers": 1, "inner_dim": 32, "text_dim": 16}
+ALIGN = {"model": MODEL}
 TRAIN = {"max_epochs": 1, "batch_size": 16}
 TINY: dict[str, Any] = {
     "finetune": {task: {"model": MODEL, "train": TRAIN} for task in ("item", "comment")},

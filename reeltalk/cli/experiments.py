@@ -33,17 +33,19 @@ def compare(
         typer.Argument(metavar="EXPERIMENT.yaml | REPORT_A REPORT_B", help="Systems x data sets, or two reports."),
     ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write, of an experiment.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Trials trained beside one another.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Trials trained beside one another; default: 1.")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Try the whole grid, each trial trained in full, as the paper does.")
     ] = False,
     overrides: Set = None,
 ) -> None:
     """Choose each system's settings on validation, then test all of them; or paired tests between two reports."""
-    if len(what) == 2 and (out is None and not full and not overrides):
+    if len(what) == 2 and (out is None and jobs is None and not full and not overrides):
         _compare_reports(*what)
     elif len(what) == 1 and out is not None and not what[0].is_dir():
-        _compare_systems(what[0], out, jobs, [*(overrides or []), *(FULL if full else ())])
+        _compare_systems(what[0], out, jobs or 1, [*(overrides or []), *(FULL if full else ())])
     else:
         raise ConfigError("give two report folders alone, or one experiment's YAML file and --out DIR")
 

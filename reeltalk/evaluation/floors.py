@@ -1,8 +1,9 @@
 """What a model must beat: rankers that cost next to nothing, and the simulator's oracle, which none can.
 
-An online system knows what happened until the request. So the floors count every event strictly before the target's
-time, be it in the training, validation or test part of the log, and nothing of what came at that time or later. Those
-that learn (`reeltalk.evaluation.item_to_item`) are fitted on the training part, as models are.
+An online system knows what happened until the request. So what counts events of all users counts every one strictly
+before the target's time, be it in the training, validation or test part of the log, and nothing of what came at that
+time or later; what reads the user's own history reads what models read of it, the entries before the target in the
+log's order. Those that learn (`reeltalk.evaluation.item_to_item`) are fitted on the training part, as models are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Floors that learn which items go together: item-kNN and EASE.
 
-Both are fitted once, on training events; what they then score a target by is the user's history strictly before its
-time, each item once, whatever its place. Items without a training event score 0.
+Both are fitted once, on training events; what they then score a target by is the user's history before it, as models
+read it, each item once, whatever its place. Items without a training event score 0.
 
 Papers: Deshpande and Karypis, Item-based top-N recommendation algorithms (ACM TOIS 2004), with the shrinkage of Bell
     and Koren (KDD Cup 2007); Steck, Embarrassingly shallow autoencoders for sparse data (WWW 2019), arXiv 1905.03375.

@@ -15,6 +15,7 @@ With one positive recall@K equals hit@K. With more positives than K, recall@K ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from reeltalk.data.ragged import Ints, Ragged
 
 Values = npt.NDArray[np.float64]
+METRIC = re.compile(r"(?:(?:recall|ndcg|hit)@(?P<k>[1-9][0-9]*)|mrr)")  # the names of those above but coverage
 
 
 def hit(ranks: Ragged, *, k: int) -> Values:

@@ -19,6 +19,7 @@ from reeltalk.evaluation.ranker import CatalogueRanker, Ranker
 from reeltalk.evaluation.report import Report
 from reeltalk.evaluation.segments import Segments, segments
 from reeltalk.evaluation.settings import EvaluationSettings
+from reeltalk.evaluation.significance import Users, too_few
 from reeltalk.evaluation.summary import Table, per_user_values, system_results
 
 _Measured = dict[str, dict[str, Measured]]  # system -> protocol
@@ -158,9 +159,17 @@ def _protocol(
         },
         "mean": "over targets, never over means; user_means are means over users of each user's mean",
         "ties": "equal scores are ordered at random, the same draw for every system",
-        "intervals": f"{settings.confidence:.0%} percentile bootstrap over users, {settings.bootstrap_samples} draws",
+        "intervals": _intervals(targets["user_id"].to_numpy(), settings),
         "segments": {"user_long_tail": parts.user_long_tail, "item_long_tail": parts.item_long_tail},
     }
+
+
+def _intervals(users: Users, settings: EvaluationSettings) -> str:
+    if settings.bootstrap_samples == 0:
+        return "none were asked for"
+    if too_few(users):
+        return "none, as too few users have targets, or one too many of them; nor are there p-values"
+    return f"{settings.confidence:.0%} percentile bootstrap over users, {settings.bootstrap_samples} draws"
 
 
 def _date(ms: int | None) -> str | None:

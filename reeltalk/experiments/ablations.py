@@ -94,7 +94,7 @@ def backbones(base: ChainSettings, llms: Sequence[str]) -> Plan:
     overrides = {
         llm: [f"{section}={json.dumps(llm)}" for section in ("encode.encoder", "align.llm.name")] for llm in llms
     }
-    variants = {_NO_NAME.sub("-", llm).strip("-"): chosen for llm, chosen in overrides.items()}
+    variants = {_NO_NAME.sub("-", llm).strip("-."): chosen for llm, chosen in overrides.items()}
     if len(variants) < len(llms):
         raise ConfigError(f"LLMs {list(llms)}: two of them have one name, {', '.join(variants)}; rename a folder")
     return Plan(variants)

@@ -32,7 +32,7 @@ from reeltalk.pretraining import PRETRAINING, pretraining_of
 from reeltalk.text.encode import EncodeSettings
 from reeltalk.training.pretrain import PretrainSettings, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, Section, finetune_settings
-from reeltalk.training.start import needs_start, size_problems
+from reeltalk.training.start import needs_start, start_problems
 
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_MODEL = "lsvcr"
@@ -90,6 +90,8 @@ class ChainSettings(Section):
         if self.align is None and self.encode_aligned is not None:
             problems.append("encode_aligned needs an align section; align={} takes its defaults")
         problems += self._start_problems()
+        if self.evaluate.full_ranking and "comment" in self.tasks:
+            problems.append("evaluate.full_ranking=true is for the item task; leave it out, or finetune.comment")
         if not self.tasks:
             problems.append("no task is run; give finetune.item or finetune.comment, finetune.item={} for its defaults")
         if problems:
@@ -98,15 +100,21 @@ class ChainSettings(Section):
 
     def _start_problems(self) -> Iterator[str]:
         """What would stop fine-tuning where it begins, hours later."""
-        for task, section in self.tasks.items():
-            if not self.is_pretrained(task) and (problem := needs_start(section)):
-                yield f"finetune.{task}.{problem}; a pretrain section makes one"
-        if self.pretrain is None:
-            return
-        if self.align is not None:
+        if self.align is not None and self.pretrain is not None:
             yield "align and pretrain are two starts of one model; leave out either"
-        if self.finetune.item is not None:
-            yield from (f"finetune.item.{problem}" for problem in size_problems(self.finetune.item, self.pretrain))
+            return
+        for task, section in self.tasks.items():
+            problems: Iterator[str] = iter(())
+            if self.is_pretrained(task):
+                assert self.pretrain is not None
+                problems = start_problems(
+                    section, self.pretrain.model, self.pretrain.data.history_length, section="pretrain"
+                )
+            elif problem := needs_start(section):
+                yield f"finetune.{task}.{problem}; a pretrain section makes one"
+            elif self.align is not None and self.model_reads_text(task):
+                problems = start_problems(section, self.align.model, self.align.data.num_positions, section="align")
+            yield from (f"finetune.{task}.{problem}" for problem in problems)
 
 
 def load_chain(

@@ -32,7 +32,7 @@ def other_grids(found: Standings) -> Iterator[Grid]:
         yield Grid(
             f"{data}: chosen on validation",
             ["", "trials for epochs", "settings"],
-            [[name, _trials(of), "" if of.choice is None else shown(of.choice)] for name, of in table.chosen.items()],
+            list(_chosen(table)),
         )
     if found.failures:
         rows = [[of.data, of.system, of.what, " ".join(of.error.split())] for of in found.failures]
@@ -53,8 +53,9 @@ def told(found: Standings) -> str:
         f"Means over seeds {', '.join(map(str, found.seeds))} on test, ± half of the {found.confidence:.0%} t interval "
         "of that mean; floors and the oracle have no seed. Settings are chosen on validation, first seed. Gains "
         "are over the best baseline, the best floor and the best of ours named later, in that metric; p is of a paired "
-        "t-test on per-user values averaged over seeds, Holm-corrected over all tests of the metric. It speaks of "
-        f"other users, the intervals of other seeds. Seconds are as trained, {found.jobs} at a time in the last call; "
+        "t-test on per-user values averaged over the seeds that both have, as the gain is, Holm-corrected over all "
+        "tests of the metric. It speaks of other users, the intervals of other seeds. Seconds are as trained, "
+        f"{found.jobs} at a time in the last call; "
         "start is alignment or pre-training. A request (the ten best for a user) is timed after all training, one "
         "model after the other."
     )
@@ -130,6 +131,13 @@ def _costs(of: Chosen) -> list[str]:
         f"{cost.search_seconds:,.1f}",
         "" if cost.request_ms is None else f"{cost.request_ms:.2f}",
     ]
+
+
+def _chosen(table: Table) -> Iterator[list[str]]:
+    for floor, choice in table.of_floors.items():
+        yield [floor, "", shown(choice)]
+    for name, of in table.chosen.items():
+        yield [name, _trials(of), "" if of.choice is None else shown(of.choice)]
 
 
 def _trials(of: Chosen) -> str:

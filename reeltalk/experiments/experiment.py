@@ -71,8 +71,10 @@ class SearchSettings(Section):
     trials: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         9, description="configurations of each system's grid that are tried on each data set"
     )
-    rungs: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        (2, 6), description="epochs after which the best go on, each rung from the start; what is left trains in full"
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.07, 0.2),
+        description="parts of a system's max_epochs after which its best go on, each from the start; what is left "
+        "trains in full",
     )
     keep: int = Field(3, gt=1, description="one trial of so many goes on from a rung")
     seed: int = Field(0, ge=0, description="of the draw of trials")
@@ -80,9 +82,13 @@ class SearchSettings(Section):
         {"train.learning_rate": PAPERS_RATES}, description="values for all systems, by fine-tuning setting"
     )
 
+    def epochs(self, full: int) -> list[int]:
+        """The epochs of each rung of a system that trains for `full` at most."""
+        return sorted({max(1, round(part * full)) for part in self.rungs} - {full})
+
     @field_validator("rungs")
     @classmethod
-    def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+    def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
         if list(rungs) != sorted(set(rungs)):
             raise ValueError("give each rung longer than the one before")
         return rungs

@@ -51,7 +51,8 @@ def _table(
     experiment: ExperimentSettings, lines: Sequence[Line], floors: Cell, milliseconds: Mapping[str, float]
 ) -> Table:
     task = experiment.task
-    of_floors = {} if floors.error is not None else _floor_runs(Path(floors.folders[f"{task}-{FLOORS}"]))
+    folder = None if floors.error is not None else Path(floors.folders[f"{task}-{FLOORS}"])
+    of_floors = {} if folder is None else _floor_runs(folder)
     taken = {line.system for line in lines}
     runs: dict[str, dict[int, Run]] = {}
     kinds: dict[str, Kind] = {}
@@ -73,6 +74,7 @@ def _table(
         standings={name: _standing(experiment, kinds[name], of) for name, of in runs.items()},
         tests=_tests(runs, pairs),
         chosen={line.system: chosen_of(line, milliseconds) for line in lines},
+        of_floors={} if folder is None else facts_of(str(folder)).get("chosen", {}),
     )
 
 

@@ -114,7 +114,7 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
     limit = None if search.trials == "all" else search.trials
     choices = trials_of(experiment.grid(line.system), limit=limit, seed=search.seed)
     full = experiment.chain(line.data, line.system, choices[0]).tasks[task].train.max_epochs
-    rounds = halving(choices, rungs=[epochs for epochs in search.rungs if epochs < full], keep=search.keep)
+    rounds = halving(choices, rungs=search.epochs(full), keep=search.keep)
     values: list[float | None] | None = None
     while True:
         try:

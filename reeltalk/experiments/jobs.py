@@ -17,6 +17,7 @@ import numpy as np
 from reeltalk.api import load_system, recommend_comments, recommend_items
 from reeltalk.artifacts import digest_of
 from reeltalk.data.dataset import Split, Task
+from reeltalk.data.sources import source_settings
 from reeltalk.errors import ReeltalkError
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.floors import FLOORS
@@ -33,6 +34,7 @@ _NOT_READ = {  # by step: sections of a chain that neither it nor a step before 
     **dict.fromkeys(STARTS, _OF_TRAINING),
     ALIGNED: _OF_TRAINING | {"encode_aligned"},
 }
+_OF_ALL_TEXT = {"encode", "text", "align", "encode_aligned"}
 _OF_FLOORS = {"finetune", "align", "encode_aligned", "pretrain"}  # which these do not read
 
 
@@ -57,10 +59,22 @@ class Job:
         values = chain.model_dump()
         left_out = _OF_FLOORS if until == f"{task}-{FLOORS}" else _NOT_READ.get(until, set())
         if not chain.reads_text(task):
-            left_out = left_out | {"encode", "text"}
-        made_from = values | {"finetune": values["finetune"][task]}
+            left_out = left_out | _OF_ALL_TEXT
+        if not chain.is_pretrained(task):
+            left_out = left_out | {"pretrain"}
+        made_from = values | {"finetune": values["finetune"][task]} | _as_read(chain)
         made_from = {name: section for name, section in made_from.items() if name not in left_out}
         return cls(name, task, seed, until, out, values, f"{until}-{digest_of(made_from)}")
+
+
+def _as_read(chain: ChainSettings) -> dict[str, Any]:
+    """Paths and the source's settings, which may be written in several ways, in one."""
+    paths = {name: getattr(chain, name) for name in ("raw", "dataset", "text")}
+    resolved: dict[str, Any] = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
+    if chain.source is not None:
+        source = source_settings(chain.source, chain.prepare.source)
+        resolved["prepare"] = chain.prepare.model_dump() | {"source": source.model_dump()}
+    return resolved
 
 
 def do(job: Job, runner: Runner | None = None) -> Cell:

@@ -8,8 +8,8 @@ from pathlib import Path
 from reeltalk.config import load_settings
 from reeltalk.data.sources import SOURCES, source_settings
 from reeltalk.errors import ConfigError, all_problems, nearest
+from reeltalk.evaluation.metrics import METRIC
 from reeltalk.experiments.experiment import DataSection, ExperimentSettings
-from reeltalk.training.validation import METRIC
 
 OF_THE_SEARCH = (  # or what makes validation values comparable
     *("name", "task", "train.seed", "train.max_epochs"),
@@ -79,7 +79,7 @@ def _of_chains(experiment: ExperimentSettings) -> Iterator[str]:
             for problem in dict.fromkeys(_of_chain(experiment, data, system)):
                 found.setdefault(problem, {}).setdefault(system, []).append(data)
     for problem, by_system in found.items():
-        yield f"{_whose(by_system, experiment)}: {problem.removeprefix(f'finetune.{experiment.task}.')}"
+        yield f"{_whose(by_system, experiment)}: {problem.replace(f'finetune.{experiment.task}.', '')}"
 
 
 def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterator[str]:

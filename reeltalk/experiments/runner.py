@@ -14,7 +14,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.sources import source_settings
 from reeltalk.errors import ArtifactError, ConfigError, ReeltalkError
 from reeltalk.experiments.chain import ChainSettings
-from reeltalk.experiments.floors import FLOORS, measure_floors
+from reeltalk.experiments.floors import FLOORS, floor_config, measure_floors
 from reeltalk.memory import forget_peak
 from reeltalk.training.settings import TrainerSettings
 from reeltalk.training.start import ALIGNED, PRETRAINED, start_settings
@@ -114,7 +114,7 @@ class Runner:
             yield (made := self._text(settings, dataset))
             text = TextTable.load(made.folder)
         chosen = settings.evaluate
-        config = chosen.model_dump(mode="json")
+        config = floor_config(task, chosen)
         parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
 
         def make(out: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from reeltalk.artifacts import read_manifest, reading_file
+from reeltalk.errors import DataError
 from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
 
 ALL = "all"  # the part that is every target
@@ -45,7 +46,10 @@ def means(values: pl.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def paired(of: Mapping[int, Run], first: Mapping[int, Run], *, samples: int = 1000) -> dict[str, dict[str, Comparison]]:
-    """Per-user values averaged over the seeds that both have, tested; empty where datasets or targets differ."""
+    """Per-user values averaged over the seeds that both have, tested; empty where they cannot be compared.
+
+    That is where datasets, targets or candidates differ, or no metric is shared.
+    """
     both = [seed for seed in of if seed in first]
     runs = [run[seed] for run in (of, first) for seed in both]
     if not both or any(
@@ -53,7 +57,10 @@ def paired(of: Mapping[int, Run], first: Mapping[int, Run], *, samples: int = 10
         for run in runs
     ):
         return {}
-    return compare(averaged([of[seed] for seed in both]), averaged([first[seed] for seed in both]), samples=samples)
+    try:
+        return compare(averaged([of[seed] for seed in both]), averaged([first[seed] for seed in both]), samples=samples)
+    except DataError:
+        return {}
 
 
 def averaged(runs: Sequence[Run]) -> pl.DataFrame:

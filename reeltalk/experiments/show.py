@@ -9,11 +9,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reeltalk.evaluation.plots import ACCENT, OTHERS, Bar, Series, lines
+from reeltalk.evaluation.significance import LEVEL
 from reeltalk.experiments.outcome import Cost, Reached, Study
 from reeltalk.experiments.runs import ALL
 
 SHOWN = ("recall", "ndcg", "mrr")
-SIGNIFICANT = 0.05
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -42,7 +42,7 @@ class Grid:
 def grids(study: Study) -> Iterator[Grid]:
     """The tables of a study: one a task, part of the targets and protocol, then costs, then what failed."""
     first, *others = study.variants
-    star = f"; *: Holm-corrected p < {SIGNIFICANT} against {first}" if others else ""
+    star = f"; *: Holm-corrected p < {LEVEL} against {first}" if others else ""
     for task, parts in study.parts.items():
         for part, reached in parts.items():
             protocols = dict.fromkeys(protocol for of in reached.values() for protocol in of.mean)
@@ -65,9 +65,10 @@ def markdown(study: Study) -> str:
     """The tables of a study as Markdown."""
     first = next(iter(study.variants))
     told = (
-        f"Means over seeds {', '.join(map(str, study.seeds))}. Gain, p and * are against {first}. p is of a paired "
-        "t-test on per-user values averaged over seeds, corrected by Holm's method: the variants of a table are tested "
-        f"together, each metric by itself. p (Holm) is that of the gain; * marks every figure with p < {SIGNIFICANT}."
+        f"Means over seeds {', '.join(map(str, study.seeds))}. Gain, p and * are against {first}, over the seeds that "
+        "both have. p is of a paired t-test on per-user values averaged over seeds, corrected by Holm's method: the "
+        "variants of a table are tested together, each metric by itself. p (Holm) is that of the gain; * marks every "
+        f"figure with p < {LEVEL}."
     )
     parts = [told]
     parts += [grid_markdown(grid) for grid in grids(study)]
@@ -132,7 +133,7 @@ def _metric_grid(study: Study, task: str, reached: Mapping[str, Reached], protoc
 
 
 def _star(p: float | None) -> str:
-    return "*" if p is not None and p < SIGNIFICANT else ""
+    return "*" if p is not None and p < LEVEL else ""
 
 
 def _seeds(study: Study, task: str, variant: str) -> str:

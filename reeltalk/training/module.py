@@ -13,7 +13,6 @@ from torch import Tensor
 
 from reeltalk.data.batch import Batch, CommentTargets, ItemTargets
 from reeltalk.data.histories import Windows
-from reeltalk.errors import ConfigError
 from reeltalk.objectives import Terms, comment_objective, item_objective
 from reeltalk.training.feed import shuffled
 from reeltalk.training.settings import TrainSettings
@@ -32,12 +31,7 @@ class WindowBatches:
         self.batches_done = 0  # over all epochs; the module counts and keeps it
         self.rank, self.num_ranks = 0, 1
         train = system.settings.train
-        self.batch_size, rest = divmod(train.batch_size, train.devices * train.accumulate)
-        if rest:
-            raise ConfigError(
-                f"train.batch_size={train.batch_size} does not divide by devices x accumulate = {train.devices} x "
-                f"{train.accumulate}; give a multiple"
-            )
+        self.batch_size = train.batch_size // (train.devices * train.accumulate)
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_done": self.batches_done}

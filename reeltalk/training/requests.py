@@ -24,6 +24,7 @@ from reeltalk.training.ranking import WINDOWS_A_BATCH
 from reeltalk.training.system import System, as_read
 
 LAST_MOMENT = int(NOW)
+UNTIMED = 1_000_000  # milliseconds over which a history without times is spread
 Times = Sequence[int] | Ints | pl.Series
 
 
@@ -32,7 +33,7 @@ class History:
     """A history written by hand, oldest first: keys of items, and keys of comments that the user liked or answered.
 
     Times are milliseconds since 1970, one for each key. Keys without times are taken to run evenly over the time of the
-    other list, or where that has none, side by side with it, up to now.
+    other list, or where that has none, side by side with it, over the seconds up to now.
     """
 
     items: Sequence[str] = ()
@@ -147,8 +148,8 @@ def _written(system: System, history: History, now: int) -> Histories:
     items = ids_of("item", _keys("items", history.items), dataset.item_ids)
     comments = ids_of("comment", _keys("comments", history.comments), dataset.comment_ids)
     watched = dataset.comments["item_id"].to_numpy()[comments - 1].astype(np.int64)
-    item_times = _times("item", history.item_times, len(items), beside=history.comment_times)
-    comment_times = _times("comment", history.comment_times, len(comments), beside=history.item_times)
+    item_times = _times("item", history.item_times, len(items), now, beside=history.comment_times)
+    comment_times = _times("comment", history.comment_times, len(comments), now, beside=history.item_times)
     told_at = np.full(len(items), now) if history.item_times is None else item_times
     are_timed = history.item_times is not None and history.comment_times is not None
     starts = record_starts(
@@ -178,10 +179,10 @@ def _written(system: System, history: History, now: int) -> Histories:
     )
 
 
-def _times(what: str, times: Times | None, count: int, *, beside: Times | None) -> Ints:
+def _times(what: str, times: Times | None, count: int, now: int, *, beside: Times | None) -> Ints:
     if times is None:
-        first, last = (1, 1_000_000) if beside is None or not len(beside) else (min(beside), max(beside))
-        return np.linspace(first, last, count).astype(np.int64)
+        first, last = (now - UNTIMED, now - 1) if beside is None or not len(beside) else (min(beside), max(beside))
+        return np.linspace(last, first, count).astype(np.int64)[::-1]
     if len(times) != count:
         raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each")
     found = np.asarray(times, dtype=np.int64)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from reeltalk.data.dataset import Task
+from reeltalk.evaluation.metrics import METRIC
 from reeltalk.models import model_spec
 
 
@@ -60,6 +61,22 @@ class TrainSettings(TrainerSettings):
     max_validation_targets: int = Field(20_000, ge=0, description="validation targets used a time, 0: all")
     accumulate: int = Field(1, gt=0, description="batches a step is made of, each divided by its own count")
 
+    @field_validator("monitor")
+    @classmethod
+    def _is_a_metric(cls, monitor: str) -> str:
+        if METRIC.fullmatch(monitor) is None:
+            raise ValueError("no metric; give recall@K, ndcg@K, hit@K or mrr")
+        return monitor
+
+    @model_validator(mode="after")
+    def _steps_divide(self) -> Self:
+        if self.batch_size % (self.devices * self.accumulate):
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide by devices x accumulate = {self.devices} x "
+                f"{self.accumulate}; give a multiple"
+            )
+        return self
+
 
 class TextSettings(Section):
     """Whether text vectors stay as they were encoded."""
@@ -82,6 +99,14 @@ class FinetuneSettings(Section):
     data: DataSettings = DataSettings()
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Self:
+        if self.task == "comment" and not self.data.comments:
+            raise ValueError("data.comments=false leaves the comment task without targets; it is for the item task")
+        if self.task == "comment" and self.train.monitor_protocol == "full":
+            raise ValueError("train.monitor_protocol=full is for the item task; comments are ranked under their item")
+        return self
 
 
 def finetune_settings(name: str, task: Task) -> type[FinetuneSettings]:

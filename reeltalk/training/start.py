@@ -23,7 +23,7 @@ ALIGNED = "aligned"
 PRETRAINED = "pretrained"
 SEQUENTIAL = "sequential.safetensors"
 _NOT_OF_A_START = ("item_embedding.", "id_gate", "recency")  # weights of ids and ages, which it knows nothing of
-_OF_THE_START = ("dim", "num_layers", "num_heads", "inner_dim", "text_dim", "text_map")
+_SIZES_OF_THE_START = ("dim", "num_layers", "num_heads", "inner_dim", "text_dim")
 
 
 def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | None) -> FinetuneSettings:
@@ -45,17 +45,23 @@ def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | No
     return settings.model_copy(update={"model": model.model_copy(update=dict(sizes))})
 
 
-def size_problems(settings: FinetuneSettings, pretrained: FinetuneSettings) -> Iterator[str]:
-    """What keeps a model from starting where a pre-training with these settings will end."""
-    sizes = {name: getattr(pretrained.model, name) for name in pretraining_of(settings.name).sizes}
+def start_problems(settings: FinetuneSettings, start: BaseModel, longest: int, *, section: str) -> Iterator[str]:
+    """What keeps a model from starting where `start` will end: another model, its sizes, histories of up to `longest`.
+
+    section: where the settings of the start stand, "align" or "pretrain".
+    """
+    if section == "align" and not isinstance(settings.model, LSVCRSettings):
+        yield f"name={settings.name!r} has no aligned start, lsvcr has; leave out align, or run the task by itself"
+        return
+    names = pretraining_of(settings.name).sizes if section == "pretrain" else _SIZES_OF_THE_START
+    sizes = {name: getattr(start, name) for name in names}
     for name in _unlike(settings.model, sizes):
         yield (
-            f"model.{name}={getattr(settings.model, name)!r}, but pretrain.model.{name}={sizes[name]!r}; leave it out, "
-            "as sizes are those of pre-training"
+            f"model.{name}={getattr(settings.model, name)!r}, but {section}.model.{name}={sizes[name]!r}; leave it "
+            "out, as sizes are those of the start"
         )
-    length, longest = settings.data.history_length, pretrained.data.history_length
-    if length < longest:
-        yield f"data.history_length={length}, but pretrain.data.history_length={longest}; lower that too"
+    if (length := settings.data.history_length) < longest:
+        yield f"data.history_length={length} is less than {longest}, as {section} has it; raise it, or lower that too"
 
 
 def _unlike(model: BaseModel, sizes: Mapping[str, object]) -> list[str]:
@@ -140,7 +146,7 @@ def _aligned_sizes(settings: FinetuneSettings, start: Path, text: TextTable | No
     if not isinstance(settings.model, LSVCRSettings):
         raise ConfigError(f"model {settings.name!r} has no aligned start; lsvcr has")
     given = LSVCRSettings.model_validate(manifest.config["model"])
-    sizes = {name: getattr(given, name) for name in _OF_THE_START}
+    sizes = {name: getattr(given, name) for name in (*_SIZES_OF_THE_START, "text_map")}
     return sizes | ({"text_map": "none"} if _is_mapped(manifest, start, text) else {})
 
 

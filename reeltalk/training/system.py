@@ -72,8 +72,6 @@ class System(nn.Module):
         if spec.reads_text and text is None:
             raise ConfigError(f"{settings.name} reads text: give --text, a folder that `reeltalk encode` wrote")
         is_comment = settings.task == "comment"
-        if is_comment and not settings.data.comments:
-            raise ConfigError("data.comments=false leaves the comment task without targets; it is for the item task")
         lookup = TextLookup.nothing(dataset)
         if spec.reads_text and text is not None:
             with_comments = is_comment or (settings.data.comments and "records" in spec.reads)
