@@ -19,7 +19,7 @@ from reeltalk.data.histories import target_windows, training_windows
 from reeltalk.losses import full_softmax
 from reeltalk.models import MODELS
 from reeltalk.models.bert4rec import BERT4Rec
-from reeltalk.models.cloze import drawn_hidden, is_next_hidden, is_start, next_columns, places
+from reeltalk.models.cloze import drawn_hidden, is_next_hidden, next_columns, places
 from reeltalk.models.recommender import Recommender, Step
 from reeltalk.objectives import item_objective
 
@@ -53,7 +53,7 @@ def test_the_start_entry_stands_at_the_end() -> None:
     assert places(history)[0, :7].tolist() == [3, 0, 1, 2, 2, 0, 1]
     assert next_columns(history)[0, :7].tolist() == [1, 2, 3, 0, 5, 6, 4]
     assert places(history)[1, 0] == next_columns(history)[1, 0] == 0
-    is_hidden_RL = is_start(history)
+    is_hidden_RL = history.is_start_RL
     assert is_hidden_RL.nonzero().tolist() == [[0, 0], [0, 4], [1, 0]]
     assert is_next_hidden(history, is_hidden_RL).nonzero().tolist() == [[0, 3], [0, 6], [1, 0]]
 
@@ -65,9 +65,9 @@ def test_a_share_of_the_events_is_hidden_and_the_end_always() -> None:
     torch.manual_seed(0)
     is_event_RL = history.position_RL >= 0
     is_hidden_RL = drawn_hidden(history, share=0.3, end_only=0.0)
-    assert is_hidden_RL[is_start(history)].all()
+    assert is_hidden_RL[history.is_start_RL].all()
     assert float(is_hidden_RL[is_event_RL].double().mean()) == pytest.approx(0.3, abs=0.03)
-    assert torch.equal(drawn_hidden(history, share=0.3, end_only=1.0), is_start(history))
+    assert torch.equal(drawn_hidden(history, share=0.3, end_only=1.0), history.is_start_RL)
     is_hidden_RL = drawn_hidden(history, share=0.9, end_only=0.5)
     is_whole_R = ~(is_hidden_RL & is_event_RL).any(dim=1)
     assert float(is_whole_R.double().mean()) == pytest.approx(0.5, abs=0.08)

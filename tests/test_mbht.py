@@ -24,7 +24,6 @@ from slow_parts import (
 
 from reeltalk.data.histories import target_windows, training_windows
 from reeltalk.models import merged as merging
-from reeltalk.models.cloze import is_start
 from reeltalk.models.hypergraph import LEAST_WEIGHT
 from reeltalk.models.mbht import MBHT
 from reeltalk.models.merged import Merged
@@ -238,7 +237,7 @@ def test_both_histories_as_one_sequence(log: Log) -> None:
     """Of every window: entries in order, the one yet to come, padding; those of one length together."""
     windows = training_windows(log.histories, "item", length=LENGTH, has_start=True)
     packed, batch = packed_batch(log, windows, "item")
-    merged = Merged.of(batch, is_start(batch.items))
+    merged = Merged.of(batch, batch.items.is_start_RL)
     users = [log.users[owner - 1] for owner in windows.user]
     histories = [(user, merged_entries(user, len(user.items) - 1)) for user in users]
     inside = np.lexsort((packed.packing.segment, packed.packing.row))

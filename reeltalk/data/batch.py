@@ -55,6 +55,11 @@ class PackedHistory(_Tensors):
     known_RL: Tensor
     horizon_RL: Tensor
 
+    @property
+    def is_start_RL(self) -> Tensor:
+        """Which entries are start entries, bool."""
+        return (self.position_RL < 0) & (self.segment_RL > 0)
+
 
 @dataclass(frozen=True)
 class ItemTargets(_Tensors):

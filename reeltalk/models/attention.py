@@ -26,7 +26,7 @@ def causal_mask(history: PackedHistory) -> Tensor:
 
 def event_mask(history: PackedHistory) -> Tensor:
     """`causal_mask` without the start entries: they stand for a history without events, and only see themselves."""
-    is_start_RL = (history.position_RL < 0) & (history.segment_RL > 0)
+    is_start_RL = history.is_start_RL
     is_itself = torch.eye(is_start_RL.shape[1], dtype=torch.bool, device=is_start_RL.device)
     return causal_mask(history) & (~is_start_RL[:, None] | is_itself)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch, PackedHistory
 from reeltalk.models.attention import Encoder, dropout, masked_bias, same_history_mask
-from reeltalk.models.cloze import drawn_hidden, is_next_hidden, is_start, next_columns, places
+from reeltalk.models.cloze import drawn_hidden, is_next_hidden, next_columns, places
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
 
 
@@ -67,7 +67,7 @@ class BERT4Rec(Recommender):
         return torch.cat([self.item_embedding.weight, self.item_bias], dim=1)
 
     def item_preferences(self, batch: Batch) -> Tensor:
-        return self._preferences(batch.items, is_start(batch.items))[0]
+        return self._preferences(batch.items, batch.items.is_start_RL)[0]
 
     def item_step(self, batch: Batch, *, regularise: bool) -> Step:
         settings = self.settings

@@ -19,7 +19,7 @@ from reeltalk.data.batch import PackedHistory
 def start_columns(history: PackedHistory) -> Tensor:
     """The column of the start entry of each position's history: [R, L], meaningless at padding."""
     column_L = torch.arange(history.position_RL.shape[1], device=history.position_RL.device)
-    return torch.where(is_start(history), column_L, 0).cummax(1).values
+    return torch.where(history.is_start_RL, column_L, 0).cummax(1).values
 
 
 def next_columns(history: PackedHistory) -> Tensor:
@@ -35,12 +35,7 @@ def places(history: PackedHistory) -> Tensor:
     """The place of each entry in its sequence, 0.., the start entry after the last event: [R, L]."""
     count_RL = torch.zeros_like(history.position_RL)
     count_RL = count_RL.scatter_reduce(1, start_columns(history), history.position_RL + 1, "amax")
-    return torch.where(is_start(history), count_RL, history.position_RL.clamp(min=0))
-
-
-def is_start(history: PackedHistory) -> Tensor:
-    """bool [R, L]"""
-    return (history.position_RL < 0) & (history.segment_RL > 0)
+    return torch.where(history.is_start_RL, count_RL, history.position_RL.clamp(min=0))
 
 
 def is_end(history: PackedHistory) -> Tensor:
@@ -59,7 +54,7 @@ def drawn_hidden(history: PackedHistory, *, share: float, end_only: float) -> Te
     draw_2RL = torch.rand(2, *history.segment_RL.shape, device=device)
     is_kept_whole_RL = draw_2RL[1].gather(1, start_columns(history)) < end_only
     is_event_RL = history.position_RL >= 0
-    return is_start(history) | (is_event_RL & (draw_2RL[0] < share) & ~is_kept_whole_RL)
+    return history.is_start_RL | (is_event_RL & (draw_2RL[0] < share) & ~is_kept_whole_RL)
 
 
 def is_next_hidden(history: PackedHistory, is_hidden_RL: Tensor) -> Tensor:

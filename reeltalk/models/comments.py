@@ -100,5 +100,4 @@ def mean_comments(comment_MK: Tensor, comment_UD: Tensor) -> Tensor:
 
 def with_start(x_RLD: Tensor, records: PackedHistory, start_D: Tensor) -> Tensor:
     """Start entries put in: what is known of someone without a record."""
-    is_start_RL = (records.position_RL < 0) & (records.segment_RL > 0)
-    return torch.where(is_start_RL[..., None], start_D.to(x_RLD.dtype), x_RLD)
+    return torch.where(records.is_start_RL[..., None], start_D.to(x_RLD.dtype), x_RLD)

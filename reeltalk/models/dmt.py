@@ -97,8 +97,7 @@ class DMT(Recommender):
     def _placed(self, which: int, history: PackedHistory) -> Tensor:
         x_RLD = self.scale * self.item_embedding(history.item_RL)
         x_RLD = x_RLD + self.positions[which](history.position_RL.clamp(min=0))
-        is_start_RL = (history.position_RL < 0) & (history.segment_RL > 0)
-        x_RLD = torch.where(is_start_RL[..., None], self.scale * self.starts[which], x_RLD)
+        x_RLD = torch.where(history.is_start_RL[..., None], self.scale * self.starts[which], x_RLD)
         return dropout(x_RLD, self.settings.dropout, training=self.training)
 
     def _mixed(self, x_RLX: Tensor) -> Tensor:

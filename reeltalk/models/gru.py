@@ -50,7 +50,7 @@ def untangled(history: PackedHistory) -> tuple[Tensor, int, int]:
 
     Start entries have none. Sizes are rounded up, so that few shapes occur.
     """
-    is_start_RL = (history.position_RL < 0) & (history.segment_RL > 0)
+    is_start_RL = history.is_start_RL
     history_RL = is_start_RL.flatten().cumsum(0).view(is_start_RL.shape) - 1
     num_histories = -(-int(is_start_RL.sum()) // ALIGN) * ALIGN
     num_steps = (max(0, int(history.position_RL.max())) // ALIGN + 1) * ALIGN

@@ -254,8 +254,7 @@ class LSVCR(Recommender):
     def _placed(self, x_MD: Tensor, history: PackedHistory, which: int) -> Tensor:
         """Positions (eq 3; in fine-tuning the whole table in order) and start entries put in: [R, L, D]."""
         x_RLD = x_MD.view(*history.item_RL.shape, -1) + self.positions[which](history.position_RL.clamp(min=0))
-        is_start = (history.position_RL < 0) & (history.segment_RL > 0)
-        x_RLD = torch.where(is_start[..., None], self.starts[which].to(x_RLD.dtype), x_RLD)
+        x_RLD = torch.where(history.is_start_RL[..., None], self.starts[which].to(x_RLD.dtype), x_RLD)
         return dropout(self.input_norms[which](x_RLD), self.settings.dropout, training=self.training)
 
     def _encoded(self, batch: PackedPair, entries: Entries) -> tuple[Tensor, Tensor]:

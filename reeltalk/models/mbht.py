@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from reeltalk.data.batch import Batch
 from reeltalk.models.attention import MultiHeadAttention, dropout, masked_bias
-from reeltalk.models.cloze import drawn_hidden, is_next_hidden, is_start, next_columns
+from reeltalk.models.cloze import drawn_hidden, is_next_hidden, next_columns
 from reeltalk.models.hypergraph import ItemHypergraph
 from reeltalk.models.merged import Merged, Sequences, longest_sequence
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
@@ -84,7 +84,7 @@ class MBHT(Recommender):
         return self.item_embedding.weight
 
     def item_preferences(self, batch: Batch) -> Tensor:
-        return self._preferences(batch, is_start(batch.items))[0]
+        return self._preferences(batch, batch.items.is_start_RL)[0]
 
     def item_step(self, batch: Batch, *, regularise: bool) -> Step:
         is_hidden_RL = drawn_hidden(batch.items, share=self.settings.hidden_share, end_only=0.0)

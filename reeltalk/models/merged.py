@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from reeltalk.data.batch import PackedHistory, PackedPair
-from reeltalk.models.cloze import is_start
 
 ALIGN = 8  # sequence lengths repeat, see docs/decisions.md
 GROUP = 32  # a group's users are as many, or so many times, so that shapes repeat
@@ -48,11 +47,11 @@ class Merged:
     def of(cls, pair: PackedPair, is_hidden_RL: Tensor) -> Self:
         """is_hidden_RL: which entries of the item history are hidden, as `reeltalk.models.cloze` has it."""
         items, records = pair.items, pair.records
-        is_item_RL, is_record_RL = items.segment_RL > 0, (records.segment_RL > 0) & ~is_start(records)
+        is_item_RL, is_record_RL = items.segment_RL > 0, (records.segment_RL > 0) & ~records.is_start_RL
         user_M = torch.cat([_users(items)[is_item_RL], _users(records)[is_record_RL]])
         last = torch.iinfo(torch.int64).max
         time_M = torch.cat(
-            [items.known_RL.masked_fill(is_start(items), last)[is_item_RL], records.known_RL[is_record_RL]]
+            [items.known_RL.masked_fill(items.is_start_RL, last)[is_item_RL], records.known_RL[is_record_RL]]
         )
         order_M = time_M.argsort(stable=True)
         order_M = order_M[user_M[order_M].argsort(stable=True)]
@@ -107,4 +106,4 @@ def _shapes(counts: list[int]) -> list[tuple[int, int]]:
 
 def _users(history: PackedHistory) -> Tensor:
     """The user of each position, 0.. over all rows: [R, L]; the same in both histories, which have the same order."""
-    return is_start(history).flatten().cumsum(0).view_as(history.segment_RL) - 1
+    return history.is_start_RL.flatten().cumsum(0).view_as(history.segment_RL) - 1
