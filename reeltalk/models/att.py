@@ -3,8 +3,7 @@
 Paper: LSVCR's baseline "ATT" (arXiv 2403.13574, section 5.1.2). Wu et al., Neural News Recommendation with Attentive
     Multi-View Learning (NAML, IJCAI 2019), arXiv 1907.05576, user encoder, attention over what was browsed:
     `AdditiveAttention`.
-Differs from the paper: each record's share is made for every prefix in one pass. A learned entry stands for the records
-    of someone who has none.
+Differs from the paper: a learned entry stands for the records of someone who has none.
 Checked against: a slow float64 loop (tests/test_comment_models.py).
 
 Shapes: R rows, L positions, D width, E text width, U texts, T targets.

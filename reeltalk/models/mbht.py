@@ -5,8 +5,8 @@ Paper: Yang et al., Multi-Behavior Hypergraph-Enhanced Transformer for Sequentia
     fusion: `MultiScaleAttention`; the hyperedges of similar and of repeated items, convolution, hidden entries read
     from those around them: `reeltalk.models.hypergraph`; both views weighed, prediction: `_preferences`.
 Differs from the paper: the behaviours are item events, which are also the target behaviour, and comment records, which
-    are context and never predicted. A record that tells of a hidden item is hidden too, as at ranking time none is
-    there that tells of the item to come. Hidden entries are no vertices of the hypergraph. The fusion of scales starts
+    are context and never predicted. A record that tells of a hidden item is hidden too: at ranking time hardly any
+    tells of the item to come. Hidden entries are no vertices of the hypergraph. The fusion of scales starts
     as the identity of the low-rank part, and padding is left out of every sum. Coarser scales are means of neighbours,
     each with an attention of its own; the convolutions have no weights and no dropout of their own, nor the sums of the
     low-rank attention biases, which the authors' code has. Items compete that existed at the time.

@@ -4,7 +4,8 @@ Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arX
     (eq 5): the state itself; local encoder (eq 6): `NARM._local`, with its weights (eq 7, 8)
     alpha_tj = v . sigmoid(A1 h_t + A2 h_j) in `additive_scores`, which are not normalised; both joined (eq 9) and the
     bilinear decoder emb . B c (eq 10): `item_preferences`.
-Differs from the paper: RecBole's sizes. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
+Differs from the paper: RecBole's sizes. Weights are not normalised, as in the paper; its authors' code
+    takes a softmax. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, D width, H hidden width; T positions and G histories of a grid, P pairs of its positions.

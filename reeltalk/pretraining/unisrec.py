@@ -4,6 +4,7 @@ Paper: Hou et al. (KDD 2022), arXiv 2206.05941, section 3.3: sequence-item contr
     sequence-sequence contrast `_sequence_contrast`.
 Differs from the paper: at every position, not a history's last alone, where the negatives are the distinct items of the
     batch (of this process) that existed then. The other view of a history lacks entries; words are not dropped.
+    One dataset, not several.
 Checked against: loops in float64 (tests/test_pretraining.py).
 
 Shapes: R rows, L positions, B histories, D width.
