@@ -12,9 +12,9 @@ demo: $(READY)  ## simulate a small platform, train both tasks, evaluate, write 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh experiments/demo.sh
 
 # Threads that wait go to sleep early: beside other work they would spin where those they wait for should run.
-# A process that crashes tells where, those too that a test starts.
+# A process that crashes tells where, those too that a test starts. A file of tests stays in one process, with what it made.
 test: $(READY)  ## run the tests
-	@GOMP_SPINCOUNT=1000 PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
+	@GOMP_SPINCOUNT=1000 PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## check style and types
 	@$(BIN)/ruff check .
