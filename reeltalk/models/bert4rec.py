@@ -7,8 +7,8 @@ Differs from the paper: the hidden entry at the end is in every training step, n
     step also trains what ranking asks for; in `end_only_share` of the histories nothing else is hidden (the paper's
     samples that hide the last item alone). Hidden entries are redrawn each step, not drawn ten times beforehand. The
     embeddings are normalised, as is the output layer before its product with the items, and the layers after each
-    block, as in the authors' code. Items compete that existed at the target's time. No
-    weight decay, warm-up or falling rate by default (`train.weight_decay`, `train.warmup_steps`), which that code has.
+    block, as in the authors' code. Items compete that existed at the target's time. No weight decay, warm-up or falling
+    rate by default (`train.weight_decay`, `train.warmup_steps`), which that code has.
 Checked against: a slow loop over one history in float64 (tests/test_cloze.py).
 """
 

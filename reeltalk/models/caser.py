@@ -5,9 +5,9 @@ Paper: Tang and Wang, Personalized Top-N Sequential Recommendation via Convoluti
     `_horizontal`; vertical filters (eq 6 to 8): `_vertical`; the layer z (eq 9) and the output layer W' z + b'
     (eq 10): `item_preferences`, `item_vectors`.
 Differs from the paper: no user embedding P_u in eq 10, as users are open-ended here: one who was never trained on has a
-    preference like any other. Horizontal filters have biases, as in public implementations; vertical ones
-    have none. Exact softmax over all
-    items that existed, for the next one, in place of binary cross-entropy with sampled negatives for the next few.
+    preference like any other. Horizontal filters have biases, as in public implementations; vertical ones have none.
+    Exact softmax over all items that existed, for the next one, in place of binary cross-entropy with sampled negatives
+    for the next few.
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, W items of a window, D width, F filters, N items.

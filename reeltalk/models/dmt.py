@@ -9,9 +9,9 @@ Differs from the paper: it ranks given candidates, with the candidate as the dec
     preference after every event and a score is a dot product. Encoders are causal for it, and at an event the records
     are read as known before the next one. GELU in place of ReLU in encoders and decoders. One task, so one gate
     (linear) and one tower. One dropout for all layers, where the authors' code drops .5, .3 and .2 in an expert's, and
-    no L2 on embeddings. Left out: further tasks and their loss, the bias
-    tower (it reads where on a page an item was shown, which logs of events do not tell), categories, brands and dense
-    features. Exact softmax over all items that existed.
+    no L2 on embeddings. Left out: further tasks and their loss, the bias tower (it reads where on a page an item was
+    shown, which logs of events do not tell), categories, brands and dense features. Exact softmax over all items that
+    existed.
 Checked against: a slow loop over one user in float64 (tests/test_dmt.py).
 """
 

@@ -182,7 +182,7 @@ def _written(system: System, history: History, now: int) -> Histories:
 def _times(what: str, times: Times | None, count: int, now: int, *, beside: Times | None) -> Ints:
     if times is None:
         first, last = (now - UNTIMED, now - 1) if beside is None or not len(beside) else (min(beside), max(beside))
-        return np.linspace(last, first, count).astype(np.int64)[::-1]
+        return np.sort(np.linspace(last, first, count).astype(np.int64))  # one alone is the last
     if len(times) != count:
         raise DataError(f"{what}_times holds {len(times)} times for {count} keys; give one each")
     found = np.asarray(times, dtype=np.int64)
