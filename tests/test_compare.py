@@ -15,9 +15,9 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 import pytest
-import yaml
 from scipy import stats
 from tiny_chains import ALIGN, MODEL, fake_alignment, manifests
+from tiny_experiments import SEEDS, SMALL, write_experiment
 from tiny_llms import save_llm
 from typer.testing import CliRunner, Result
 
@@ -33,14 +33,11 @@ from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
 from reeltalk.experiments.jobs import do
-from reeltalk.experiments.loading import OF_THE_SEARCH, load_experiment
+from reeltalk.experiments.loading import load_experiment
 from reeltalk.experiments.schedule import run_flows
 from reeltalk.experiments.workers import Here
 from reeltalk.lock import only_writer
 from reeltalk.text.encode import EncodeSettings
-
-SMALL = {"dim": 16, "num_layers": 1, "inner_dim": 32}
-SEEDS = (0, 1)
 
 
 class Inline(Here[Any, Any]):
@@ -54,25 +51,6 @@ class Inline(Here[Any, Any]):
 
     def __exit__(self, *_error: object) -> None:
         assert not self._queue
-
-
-def write_experiment(file: Path, first: dict[str, str], **sections: Any) -> Path:
-    """Two systems, one that fails, two rates, two seeds, one data set."""
-    values: dict[str, Any] = {
-        "task": "item",
-        "ours": ["lsvcr"],
-        "data": {"first": first},
-        "systems": {
-            "lsvcr": {"finetune": {"model": MODEL}},
-            "ids": {"model": "sasrec", "finetune": {"model": SMALL}, "grid": {"model.dropout": [0.1, 0.3]}},
-            "broken": {"model": "sasrec", "finetune": {"train": {"devices": 2}}},
-        },
-        "finetune": {"train": {"max_epochs": 2, "batch_size": 16}},
-        "search": {"trials": 3, "rungs": [0.4], "grid": {"train.learning_rate": [0.01, 0.0001]}},
-        "seeds": list(SEEDS),
-    }
-    file.write_text(yaml.safe_dump(values | sections))
-    return file
 
 
 def run(file: Path, out: Path, *arguments: str) -> Result:
@@ -338,9 +316,6 @@ def test_systems_share_a_pretraining_and_its_seconds_are_told(first: dict[str, s
     seconds = {line.system: chosen_of(line, {}).cost.start_seconds for line in lines}
     assert seconds["once"] == held.facts["seconds"]
     assert seconds["never"] is None
-    systems["each"]["grid"] = {"model.dim": [8, 16]}
-    with pytest.raises(ConfigError, match=r"each on first: model\.dim=8, but pretrain\.model\.dim=16; leave it out"):
-        load_experiment(write_experiment(tmp_path / "e.yaml", first, systems=systems, **sections))
 
 
 def small_comparison(first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Any:
@@ -411,48 +386,6 @@ def test_ours_are_tested_against_each_other_and_all_is_corrected_at_once(
     assert f"| lsvcr | mrr | {mrr['lsvcr'] / mrr['small'] - 1:+.1%} | small |" in markdown(found)
     assert page(found).count("<td>lsvcr against the best of ours named later</td>") == 1
     assert page(found).count("<td>small against") == 2, "the best baseline and the best floor"
-
-
-def test_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
-    file = write_experiment(
-        tmp_path / "e.yaml",
-        {},
-        ours=["lsvrc"],
-        data={
-            "first": {"dataset": str(tmp_path / "nowhere")},
-            "second": {"source": "sequencs", "raw": str(tmp_path)},
-            "third": {"source": "threads"},
-        },
-        systems={
-            "lsvcr": {"grid": {"model.dropuot": [0.1], **{name: [1] for name in OF_THE_SEARCH}}},
-            "sasrce": {},
-            "ids": {"model": "sasrec", "grid": {"model.dropout": [0.1, 1.5]}, "finetune": {"trian": {}}},
-        },
-        metrics=["ndcg@7"],
-    )
-    with pytest.raises(ConfigError) as caught:
-        load_experiment(file)
-    for message in (
-        "ours='lsvrc' is no system; did you mean 'lsvcr'?",
-        "'ndcg@7' is not measured",
-        f"data.first.dataset='{tmp_path / 'nowhere'}' is not there",
-        "source 'sequencs' is unknown; did you mean 'sequences'?",
-        "data.third.raw is missing",
-        *(f"lsvcr: grid names {name}, which is not for the grid" for name in OF_THE_SEARCH),
-        "lsvcr on first, second, third: model.dropuot is unknown; did you mean 'dropout'?",
-        "sasrce on first, second, third: model 'sasrce' is unknown; did you mean 'sasrec'?",
-        "ids on first, second, third: trian is unknown; did you mean 'train'?",
-        "ids on first, second, third: model.dropout=1.5",
-    ):
-        assert message in str(caught.value)
-    out = tmp_path / "out"
-    assert run(file, out).exit_code == 2
-    assert not out.exists()
-
-
-def test_each_rung_is_longer(first: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.rungs=.*give each rung longer than the one before"):
-        load_experiment(write_experiment(tmp_path / "e.yaml", first), overrides=["search.rungs=[0.6, 0.2]"])
 
 
 @pytest.mark.parametrize("arguments", [["a"], ["a", "b", "c"], ["a", "b", "--out", "o"], [".", "--out", "o"]])

@@ -25,6 +25,7 @@ from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.experiments.floors import TRIED, chosen_on_validation, measure_floors
 from reeltalk.text.lookup import TextLookup
 from reeltalk.text.table import TextTable
+from reeltalk.training.settings import TrainSettings
 
 TASKS: tuple[Task, ...] = ("item", "comment")
 
@@ -42,27 +43,30 @@ def all_floors(dataset: Dataset, task: Task) -> dict[str, Ranker]:
     return floors(dataset, task, texts=lookup(dataset))
 
 
-def test_item_knn_and_ease_are_chosen_on_validation(toy_dataset: Dataset, tmp_path: Path) -> None:
-    settings = EvaluationSettings(bootstrap_samples=0, full_ranking=False)
-    chosen = chosen_on_validation(toy_dataset, settings)
+@pytest.mark.parametrize("protocol", ["sampled", "full"])
+def test_item_knn_and_ease_are_chosen_on_validation(toy_dataset: Dataset, tmp_path: Path, protocol: str) -> None:
+    settings = EvaluationSettings(bootstrap_samples=0, item_knn=ItemKNNSettings(shrinkage=1000.0))
+    train = TrainSettings(monitor="ndcg@5", monitor_protocol=protocol)
+    chosen = chosen_on_validation(toy_dataset, settings, train)
     for name, of_floor in TRIED.items():
         ((field, values),) = of_floor.items()
+        values = sorted({*values, getattr(getattr(settings, name), field)})
         reached = []
         for value in values:
             given = settings.model_copy(update={name: getattr(settings, name).model_copy(update={field: value})})
             ranker = floors(toy_dataset, "item", settings=given)[name]
             report = evaluate(toy_dataset, {name: ranker}, split=Split.VALID, settings=given)[name]
-            reached.append(report.metrics["sampled"]["ndcg@10"].mean)
+            reached.append(report.metrics[protocol]["ndcg@5"].mean)
         assert len(set(reached)) > 1
         assert chosen[name] == {field: values[int(np.argmax(reached))]}
-    measure_floors(toy_dataset, "item", text=None, settings=settings, out=tmp_path / "floors", parents={})
+    measure_floors(toy_dataset, "item", text=None, settings=settings, train=train, out=tmp_path / "floors", parents={})
     assert read_manifest(tmp_path / "floors", "floors").facts["chosen"] == chosen
     tuned = settings.model_copy(update={"item_knn": ItemKNNSettings(**chosen["item_knn"])})
     ranker = floors(toy_dataset, "item", settings=tuned)["item_knn"]
     expected = evaluate(toy_dataset, {"item_knn": ranker}, settings=settings)["item_knn"].per_user
     assert pl.read_parquet(tmp_path / "floors" / "item_knn.parquet").equals(expected)
     no_ease = settings.model_copy(update={"ease": EASESettings(max_items=3)})
-    assert list(chosen_on_validation(toy_dataset, no_ease)) == ["item_knn"]
+    assert list(chosen_on_validation(toy_dataset, no_ease, train)) == ["item_knn"]
 
 
 @pytest.fixture(params=TASKS)

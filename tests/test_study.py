@@ -243,19 +243,19 @@ def test_aligned_once_the_seeds_are_those_of_fine_tuning(base: ChainSettings, tm
     for variant in plan.variants:
         assert len({of["aligned"] for key, of in folders.items() if key[0] == variant}) == 1
     assert len({of[task] for (_, _, task), of in folders.items()}) == 8
-    # data, texts, an alignment and its texts a variant, a report a run: each is told once, by a name of those that
-    # asked for it
-    assert len(told) == 2 + 2 * 2 + 8
+    # data, texts, an alignment and its texts a variant, a model and a report a run: each is told once, by a name of
+    # those that asked for it
+    assert len(told) == 2 + 2 * 2 + 2 * 8
     assert told[:2] == ["[1/1] full, seed 0: data: done", "[2/2] full, seed 0: text: done"]
-    assert any(line.startswith("[14/14] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
+    assert any(line.startswith("[22/22] ") and "-report: " in line and "ndcg@10 0." in line for line in told)
 
 
 def test_what_is_shared_is_made_before_what_shares_it(base: ChainSettings) -> None:
     """Also by a task that reads no text: both would else make the data at the same time."""
-    assert stages_of(base, "item") == ["data", "text", "aligned", "text-aligned", "item-report"]
+    assert stages_of(base, "item") == ["data", "text", "aligned", "text-aligned", "item", "item-report"]
     chain = load_chain(base=base, overrides=["align=null", "finetune.item=null", "finetune.item={name: sasrec}"])
-    assert stages_of(chain, "item") == ["data", "item-report"]
-    assert stages_of(chain, "comment") == ["data", "text", "comment-report"]
+    assert stages_of(chain, "item") == ["data", "item", "item-report"]
+    assert stages_of(chain, "comment") == ["data", "text", "comment", "comment-report"]
 
 
 def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path) -> None:
@@ -266,6 +266,7 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
     assert key() == key("finetune.comment.train.learning_rate=0.1") == key("finetune.comment=null")
     assert key() != key("finetune.item.train.learning_rate=0.1")
     assert key() != key("align.loss.lm=0")
+    assert key(until="item") == key("evaluate.max_targets=9", until="item") != key("align.loss.lm=0", until="item")
     for until in ("text", "text-aligned"):
         assert key(until=until) == key("finetune.item.train.seed=3", task="comment", until=until)
     assert key(until="text") == key("align.loss.lm=0", until="text")
@@ -284,6 +285,7 @@ def test_runs_that_read_the_same_are_one_job(base: ChainSettings, tmp_path: Path
     floors = "item-floors"
     assert key(until=floors) == key("finetune.item.data.history_length=5", "align=null", until=floors)
     assert key(until=floors) != key("encode.max_tokens=7", until=floors)
+    assert key(until=floors) != key("finetune.item.train.monitor_protocol=full", until=floors)
     assert key(*by_ids, until=floors) == key(*by_ids, "encode.max_tokens=7", until=floors) != key(until=floors)
 
 

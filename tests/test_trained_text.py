@@ -175,9 +175,6 @@ def test_a_finished_folder_holds_the_encoder_and_its_vectors(
 
 
 def test_what_cannot_be_trained_is_said(folder: Path, table: TextTable, toy_dataset: Dataset, tmp_path: Path) -> None:
-    item = finetune_settings("lsvcr", "item").model_validate({"text": {"trained_encoder": str(folder)}})
-    with pytest.raises(ConfigError, match="is for the comment task"):
-        trained_texts(toy_dataset, table, item)
     other = save_llm(tmp_path / "other", "bert", seed=1)
     with pytest.raises(ConfigError, match="is not what made"):
         trained_texts(toy_dataset, table, settings("zam", other))

@@ -24,6 +24,7 @@ from pydantic import Field, create_model, model_validator
 from reeltalk.config import load_settings
 from reeltalk.data.dataset import Task
 from reeltalk.data.prepare import PrepareSettings
+from reeltalk.data.sources import source_settings
 from reeltalk.errors import ConfigError
 from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.llm.settings import AlignSettings
@@ -32,7 +33,7 @@ from reeltalk.pretraining import PRETRAINING, pretraining_of
 from reeltalk.text.encode import EncodeSettings
 from reeltalk.training.pretrain import PretrainSettings, pretrain_settings
 from reeltalk.training.settings import FinetuneSettings, Section, finetune_settings
-from reeltalk.training.start import needs_start, start_problems
+from reeltalk.training.start import aligned_start_problems, needs_start, pretrained_start_problems
 
 TASKS: tuple[Task, ...] = get_args(Task)
 DEFAULT_MODEL = "lsvcr"
@@ -89,9 +90,16 @@ class ChainSettings(Section):
             problems.append("encode makes a text folder, but text names a finished one; leave out either")
         if self.align is None and self.encode_aligned is not None:
             problems.append("encode_aligned needs an align section; align={} takes its defaults")
+        if self.source is not None:
+            try:
+                source_settings(self.source, self.prepare.source)
+            except ConfigError as error:
+                problems += [f"prepare: {problem}" for problem in error.problems]
         problems += self._start_problems()
         if self.evaluate.full_ranking and "comment" in self.tasks:
-            problems.append("evaluate.full_ranking=true is for the item task; leave it out, or finetune.comment")
+            problems.append(
+                "evaluate.full_ranking=true is for the item task, comments are ranked under their item; leave it out"
+            )
         if not self.tasks:
             problems.append("no task is run; give finetune.item or finetune.comment, finetune.item={} for its defaults")
         if problems:
@@ -107,14 +115,21 @@ class ChainSettings(Section):
             problems: Iterator[str] = iter(())
             if self.is_pretrained(task):
                 assert self.pretrain is not None
-                problems = start_problems(
-                    section, self.pretrain.model, self.pretrain.data.history_length, section="pretrain"
+                problems = pretrained_start_problems(
+                    section, self.pretrain.model, history_length=self.pretrain.data.history_length
+                )
+            elif self.align is not None and self.model_reads_text(task):
+                problems = aligned_start_problems(
+                    section,
+                    self.align.model,
+                    num_positions=self.align.data.num_positions,
+                    is_mapped=self.encode_aligned is None or self.encode_aligned.is_mapped,
                 )
             elif problem := needs_start(section):
                 yield f"finetune.{task}.{problem}; a pretrain section makes one"
-            elif self.align is not None and self.model_reads_text(task):
-                problems = start_problems(section, self.align.model, self.align.data.num_positions, section="align")
             yield from (f"finetune.{task}.{problem}" for problem in problems)
+        if self.encode_aligned is not None and (self.encode_aligned.pooling != "mean" or self.encode_aligned.prefix):
+            yield "encode_aligned: alignment has mean pooling and no prefix; leave pooling and prefix out"
 
 
 def load_chain(

@@ -134,7 +134,7 @@ def _costs(of: Chosen) -> list[str]:
 
 
 def _chosen(table: Table) -> Iterator[list[str]]:
-    for floor, choice in table.of_floors.items():
+    for floor, choice in table.floors_chosen.items():
         yield [floor, "", shown(choice)]
     for name, of in table.chosen.items():
         yield [name, _trials(of), "" if of.choice is None else shown(of.choice)]

@@ -8,7 +8,7 @@
       beauty: {source: sequences, prepare: {split: leave_one_out}, finetune: {data: {history_length: 20}}}
     systems:
       lsvcr: {grid: {model.dropout: [0.2, 0.5]}}     # a system is called as its model, or names it
-      aligned: {model: lsvcr, align: {}}             # with an align section it starts from alignment
+      aligned: {model: lsvcr, align: {data: {num_positions: 20}}}  # with an align section it starts from alignment
       unisrec: {pretrain: {}}                        # with a pretrain section from pre-training
       sasrec: {}
     search: {trials: 9}
@@ -30,6 +30,7 @@ from reeltalk.data.dataset import Task
 from reeltalk.data.prepare import PrepareSettings
 from reeltalk.evaluation.settings import EvaluationSettings
 from reeltalk.experiments.chain import ChainSettings, load_chain
+from reeltalk.experiments.search import trials_of
 from reeltalk.text.encode import EncodeSettings
 from reeltalk.training.settings import Section
 
@@ -71,7 +72,7 @@ class SearchSettings(Section):
     trials: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         9, description="configurations of each system's grid that are tried on each data set"
     )
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    rungs: tuple[float, ...] = Field(
         (0.07, 0.2),
         description="parts of a system's max_epochs after which its best go on, each from the start; what is left "
         "trains in full",
@@ -89,6 +90,8 @@ class SearchSettings(Section):
     @field_validator("rungs")
     @classmethod
     def _rising(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < rung < 1 for rung in rungs):
+            raise ValueError("give parts of max_epochs, above 0 and below 1, as 0.2")
         if list(rungs) != sorted(set(rungs)):
             raise ValueError("give each rung longer than the one before")
         return rungs
@@ -137,6 +140,11 @@ class ExperimentSettings(Section):
     def grid(self, system: str) -> dict[str, list[Any]]:
         """The values that a system's settings are chosen from."""
         return {**self.search.grid, **self.of_systems[system].grid}
+
+    def trials(self, system: str) -> list[dict[str, Any]]:
+        """The configurations of a system that are tried on each data set."""
+        limit = None if self.search.trials == "all" else self.search.trials
+        return trials_of(self.grid(system), limit=limit, seed=self.search.seed)
 
     def chain(
         self, data: str, system: str, choice: Choice, *, seed: int | None = None, epochs: int | None = None

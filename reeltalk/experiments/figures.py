@@ -52,12 +52,14 @@ def _table(
 ) -> Table:
     task = experiment.task
     folder = None if floors.error is not None else Path(floors.folders[f"{task}-{FLOORS}"])
-    of_floors = {} if folder is None else _floor_runs(folder)
+    floor_runs = {} if folder is None else _floor_runs(folder)
+    floors_chosen = {} if folder is None else facts_of(str(folder)).get("chosen", {})
     taken = {line.system for line in lines}
     runs: dict[str, dict[int, Run]] = {}
     kinds: dict[str, Kind] = {}
-    for name, run in of_floors.items():
-        shown = f"{name} (floor)" if name in taken else name
+    shown_as = {name: f"{name} (floor)" if name in taken else name for name in floor_runs}
+    for name, run in floor_runs.items():
+        shown = shown_as[name]
         runs[shown] = dict.fromkeys(experiment.seeds, run)
         kinds[shown] = "ceiling" if name == ORACLE else "floor"
     for line in lines:
@@ -74,7 +76,7 @@ def _table(
         standings={name: _standing(experiment, kinds[name], of) for name, of in runs.items()},
         tests=_tests(runs, pairs),
         chosen={line.system: chosen_of(line, milliseconds) for line in lines},
-        of_floors={} if folder is None else facts_of(str(folder)).get("chosen", {}),
+        floors_chosen={shown_as[name]: choice for name, choice in floors_chosen.items()},
     )
 
 

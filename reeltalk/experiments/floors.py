@@ -10,17 +10,24 @@ from reeltalk.api import Dataset, EvaluationSettings, Split, TextTable, evaluate
 from reeltalk.artifacts import Manifest, new_folder, write_manifest
 from reeltalk.data.dataset import Task
 from reeltalk.evaluation.item_to_item import EASE, ItemKNN
-from reeltalk.evaluation.measure import SavedCandidates
+from reeltalk.evaluation.metrics import METRIC
 from reeltalk.text.lookup import TextLookup
+from reeltalk.training.settings import TrainSettings
 
 FLOORS = "floors"
-TRIED = {"item_knn": {"shrinkage": [0.0, 10.0, 50.0, 200.0]}, "ease": {"regularisation": [50.0, 200.0, 500.0, 2000.0]}}
-MAX_TARGETS = 20_000  # of validation, drawn where there are more
+TRIED = {  # beside the value that is given
+    "item_knn": {"shrinkage": [0.0, 10.0, 50.0, 200.0]},
+    "ease": {"regularisation": [50.0, 200.0, 500.0, 2000.0]},
+}
+_OF_THE_CHOICE = ("monitor", "monitor_protocol", "exclude_seen", "max_validation_targets")
 
 
-def floor_config(task: Task, settings: EvaluationSettings) -> dict[str, Any]:
+def floor_config(task: Task, settings: EvaluationSettings, train: TrainSettings) -> dict[str, Any]:
     """What a folder of floors is asked for."""
-    return settings.model_dump(mode="json") | ({"tried": TRIED} if task == "item" else {})
+    config = settings.model_dump(mode="json")
+    if task == "item":
+        config |= {"tried": TRIED, "chosen_by": train.model_dump(include=set(_OF_THE_CHOICE))}
+    return config
 
 
 def measure_floors(
@@ -29,6 +36,7 @@ def measure_floors(
     *,
     text: TextTable | None,
     settings: EvaluationSettings,
+    train: TrainSettings,
     out: Path,
     parents: Mapping[str, str],
 ) -> Manifest:
@@ -37,42 +45,50 @@ def measure_floors(
     Item-kNN and EASE have the settings that `chosen_on_validation` finds; its facts tell them.
     """
     texts = None if text is None else TextLookup.of(dataset, text, with_comments=task == "comment")
-    chosen = chosen_on_validation(dataset, settings) if task == "item" else {}
+    chosen = chosen_on_validation(dataset, settings, train) if task == "item" else {}
     tuned = {name: getattr(settings, name).model_copy(update=values) for name, values in chosen.items()}
-    of_floors = floors(dataset, task, texts=texts, settings=settings.model_copy(update=tuned))
-    reports = evaluate(dataset, of_floors, settings=settings)
+    rankers = floors(dataset, task, texts=texts, settings=settings.model_copy(update=tuned))
+    reports = evaluate(dataset, rankers, settings=settings)
     with new_folder(out, kind=FLOORS) as folder:
         for name, report in reports.items():
             report.per_user.write_parquet(folder / f"{name}.parquet")
-        config = floor_config(task, settings)
+        config = floor_config(task, settings, train)
         return write_manifest(folder, kind=FLOORS, config=config, parents=parents, facts={"chosen": chosen})
 
 
-def chosen_on_validation(dataset: Dataset, settings: EvaluationSettings) -> dict[str, dict[str, float]]:
-    """The settings `TRIED` of item-kNN and EASE with the best NDCG@10 among the saved candidates of validation targets.
+def chosen_on_validation(
+    dataset: Dataset, settings: EvaluationSettings, train: TrainSettings
+) -> dict[str, dict[str, float]]:
+    """The settings of item-kNN and EASE, of those in `TRIED`, that a model's training would have picked.
 
+    They have the best monitored metric over the validation targets, in the protocol that models are monitored in.
     Nothing for EASE where it is left out, and nothing at all where there is no validation target.
     """
-    targets = dataset.candidates("item", Split.VALID)
-    if targets.is_empty():
+    if dataset.candidates("item", Split.VALID).is_empty():
         return {}
-    if len(targets) > MAX_TARGETS:
-        targets = targets.sample(MAX_TARGETS, seed=settings.seed).sort("target")
-    saved = SavedCandidates("item", targets, ks=(10,), seed=settings.seed)
+    match = METRIC.fullmatch(train.monitor)
+    assert match is not None
+    as_monitored = settings.model_copy(
+        update={
+            "ks": (int(match["k"] or settings.ks[0]),),
+            "full_ranking": train.monitor_protocol == "full",
+            "exclude_seen": train.exclude_seen,
+            "max_targets": train.max_validation_targets,
+            "bootstrap_samples": 0,
+        }
+    )
 
     def value(ranker: ItemKNN | EASE) -> float:
-        return float(saved.measure(ranker, lambda targets: None).metrics["ndcg@10"].mean())
+        report = evaluate(dataset, {"floor": ranker}, split=Split.VALID, settings=as_monitored)["floor"]
+        return report.metrics[train.monitor_protocol][train.monitor].mean
 
-    shrinkages, regularisations = TRIED["item_knn"]["shrinkage"], TRIED["ease"]["regularisation"]
-    of_knn = {
-        each: value(ItemKNN.of(dataset, settings.item_knn.model_copy(update={"shrinkage": each})))
-        for each in shrinkages
-    }
-    chosen = {"item_knn": {"shrinkage": max(shrinkages, key=of_knn.__getitem__)}}
-    if dataset.num_items <= settings.ease.max_items:
-        of_ease = {
-            each: value(EASE.of(dataset, settings.ease.model_copy(update={"regularisation": each})))
-            for each in regularisations
-        }
-        chosen["ease"] = {"regularisation": max(regularisations, key=of_ease.__getitem__)}
+    chosen = {}
+    for name, floor in (("item_knn", ItemKNN), ("ease", EASE)):
+        given = getattr(settings, name)
+        if name == "ease" and dataset.num_items > settings.ease.max_items:
+            continue
+        ((field, values),) = TRIED[name].items()
+        tried = sorted({*values, getattr(given, field)})
+        reached = [value(floor.of(dataset, given.model_copy(update={field: each}))) for each in tried]
+        chosen[name] = {field: tried[reached.index(max(reached))]}
     return chosen

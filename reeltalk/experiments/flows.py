@@ -15,7 +15,7 @@ from reeltalk.experiments.jobs import Job
 from reeltalk.experiments.outcome import Cell, facts_of
 from reeltalk.experiments.runner import DATA, TEXT, TEXT_ALIGNED
 from reeltalk.experiments.schedule import Flow
-from reeltalk.experiments.search import halving, trials_of
+from reeltalk.experiments.search import halving
 from reeltalk.training.start import ALIGNED, PRETRAINED
 
 
@@ -111,8 +111,7 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
     """The settings with the best validation value; None where every trial failed, which the line then tells."""
     experiment, line = jobs.experiment, jobs.line
     search, task, seed = experiment.search, experiment.task, experiment.seeds[0]
-    limit = None if search.trials == "all" else search.trials
-    choices = trials_of(experiment.grid(line.system), limit=limit, seed=search.seed)
+    choices = experiment.trials(line.system)
     full = experiment.chain(line.data, line.system, choices[0]).tasks[task].train.max_epochs
     rounds = halving(choices, rungs=search.epochs(full), keep=search.keep)
     values: list[float | None] | None = None

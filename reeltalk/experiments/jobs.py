@@ -19,23 +19,23 @@ from reeltalk.artifacts import digest_of
 from reeltalk.data.dataset import Split, Task
 from reeltalk.data.sources import source_settings
 from reeltalk.errors import ReeltalkError
-from reeltalk.experiments.chain import ChainSettings, load_chain
-from reeltalk.experiments.floors import FLOORS
+from reeltalk.experiments.chain import TASKS, ChainSettings, load_chain
+from reeltalk.experiments.floors import FLOORS, floor_config
 from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.runner import DATA, STARTS, TEXT, Made, Runner, error_line
 from reeltalk.training.start import ALIGNED
 
 REQUESTS, WARM_UP = 300, 20
 _OF_TRAINING = {"finetune", "evaluate"}
-_OF_TEXT = _OF_TRAINING | {"align", "encode_aligned", "pretrain"}
-_NOT_READ = {  # by step: sections of a chain that neither it nor a step before it reads
-    DATA: _OF_TEXT | {"encode", "text"},
-    TEXT: _OF_TEXT,
+_AFTER_TEXT = _OF_TRAINING | {"align", "encode_aligned", "pretrain"}
+_NOT_READ: dict[str, set[str]] = {  # by step: sections of a chain that neither it nor a step before it reads
+    DATA: _AFTER_TEXT | {"encode", "text"},
+    TEXT: _AFTER_TEXT,
     **dict.fromkeys(STARTS, _OF_TRAINING),
     ALIGNED: _OF_TRAINING | {"encode_aligned"},
+    **{task: {"evaluate"} for task in TASKS},
 }
-_OF_ALL_TEXT = {"encode", "text", "align", "encode_aligned"}
-_OF_FLOORS = {"finetune", "align", "encode_aligned", "pretrain"}  # which these do not read
+_ABOUT_TEXT = {"encode", "text", "align", "encode_aligned"}
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,15 @@ class Job:
     @classmethod
     def of(cls, chain: ChainSettings, *, name: str, task: Task, seed: int, until: str, out: Path) -> Job:
         values = chain.model_dump()
-        left_out = _OF_FLOORS if until == f"{task}-{FLOORS}" else _NOT_READ.get(until, set())
+        made_from = values | {"finetune": values["finetune"][task]} | _as_read(chain)
+        left_out = _NOT_READ.get(until, set())
+        if until == f"{task}-{FLOORS}":
+            made_from["floors"] = floor_config(task, chain.evaluate, chain.tasks[task].train)
+            left_out = _AFTER_TEXT
         if not chain.reads_text(task):
-            left_out = left_out | _OF_ALL_TEXT
+            left_out = left_out | _ABOUT_TEXT
         if not chain.is_pretrained(task):
             left_out = left_out | {"pretrain"}
-        made_from = values | {"finetune": values["finetune"][task]} | _as_read(chain)
         made_from = {name: section for name, section in made_from.items() if name not in left_out}
         return cls(name, task, seed, until, out, values, f"{until}-{digest_of(made_from)}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reeltalk.config import load_settings
-from reeltalk.data.sources import SOURCES, source_settings
+from reeltalk.data.sources import SOURCES
 from reeltalk.errors import ConfigError, all_problems, nearest
 from reeltalk.evaluation.metrics import METRIC
 from reeltalk.experiments.experiment import DataSection, ExperimentSettings
+from reeltalk.training.start import start_sizes
 
 OF_THE_SEARCH = (  # or what makes validation values comparable
     *("name", "task", "train.seed", "train.max_epochs"),
@@ -61,10 +63,6 @@ def _of_folders(name: str, section: DataSection) -> Iterator[str]:
             yield f"{field}={str(path)!r} is not there"
     if section.source is None:
         return
-    try:
-        source_settings(section.source, section.prepare.source)
-    except ConfigError as error:
-        yield from (f"prepare: {problem}" for problem in error.problems)
     source = SOURCES.get(section.source)
     if source is not None and source.needs_raw and section.raw is None:
         way_out = f"--set data.{name}.raw=PATH gives it, --set data.{name}=null leaves the data set out"
@@ -79,20 +77,27 @@ def _of_chains(experiment: ExperimentSettings) -> Iterator[str]:
             for problem in dict.fromkeys(_of_chain(experiment, data, system)):
                 found.setdefault(problem, {}).setdefault(system, []).append(data)
     for problem, by_system in found.items():
-        yield f"{_whose(by_system, experiment)}: {problem.replace(f'finetune.{experiment.task}.', '')}"
+        told = re.sub(rf"finetune\.{experiment.task}(\.|: )", "", problem)
+        yield f"{_whose(by_system, experiment)}: {told}"
 
 
 def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterator[str]:
-    """Each value of the grid is tried by itself: what is wrong with one is wrong in all configurations with it."""
-    alone = [{name: value} for name, values in experiment.grid(system).items() for value in values]
+    """What is wrong without the grid, with each of its values, and with what will be tried."""
+    grid = {name: values for name, values in experiment.grid(system).items() if values and name not in OF_THE_SEARCH}
     plain = list(_refusals(experiment, data, system, {}))
     yield from plain
-    is_aligned = experiment.of_systems[system].align is not None
-    if is_aligned and not plain and not experiment.chain(data, system, {}).reads_text(experiment.task):
-        yield "align is for a model that reads text; leave it out"
-    for choice in alone:
-        if not OF_THE_SEARCH.count(next(iter(choice))):
-            yield from (problem for problem in _refusals(experiment, data, system, choice) if problem not in plain)
+    section = experiment.of_systems[system]
+    has_start = section.align is not None or section.pretrain is not None
+    if has_start and not plain:
+        if section.align is not None and not experiment.chain(data, system, {}).reads_text(experiment.task):
+            yield "align is for a model that reads text; leave it out"
+        sizes = start_sizes(section.model or system, is_pretrained=section.pretrain is not None)
+        yield from (f"grid names {name}, a size of what it starts from; leave it out" for name in grid if name in sizes)
+    first = {name: values[0] for name, values in grid.items()}
+    each = [first | {name: value} for name, values in grid.items() for value in values]
+    for choice in [*each, *experiment.trials(system)]:
+        choice = {name: value for name, value in choice.items() if name in grid}
+        yield from (problem for problem in _refusals(experiment, data, system, choice) if problem not in plain)
 
 
 def _refusals(experiment: ExperimentSettings, data: str, system: str, choice: Mapping[str, object]) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def error_line(error: Exception) -> str:
 
 
 def stages_of(settings: ChainSettings, task: Task) -> list[str]:
-    """The steps of one task's run that others may share, then its last."""
+    """The steps of one task's run, which others may share up to the model, in their order."""
     shared = [DATA]
     if settings.reads_text(task):
         shared.append(TEXT)
@@ -72,7 +72,7 @@ def stages_of(settings: ChainSettings, task: Task) -> list[str]:
         shared += [ALIGNED, TEXT_ALIGNED]
     elif settings.is_pretrained(task):
         shared.append(PRETRAINED)
-    return [*shared, f"{task}-report"]
+    return [*shared, task, f"{task}-report"]
 
 
 class Runner:
@@ -113,13 +113,13 @@ class Runner:
         if settings.reads_text(task):
             yield (made := self._text(settings, dataset))
             text = TextTable.load(made.folder)
-        chosen = settings.evaluate
-        config = floor_config(task, chosen)
+        chosen, train = settings.evaluate, settings.tasks[task].train
+        config = floor_config(task, chosen, train)
         parents = {"dataset": dataset.manifest.digest} | ({} if text is None else {"text": text.encoding})
 
         def make(out: Path) -> None:
             if not is_finished(out, kind=FLOORS, config=config, parents=parents):
-                measure_floors(dataset, task, text=text, settings=chosen, out=out, parents=parents)
+                measure_floors(dataset, task, text=text, settings=chosen, train=train, out=out, parents=parents)
 
         yield self._once(Step(f"{task}-{FLOORS}", config, parents), make)
 

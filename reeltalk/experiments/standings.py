@@ -83,7 +83,7 @@ class Chosen:
 class Table:
     """Everything of one data set. tests: ours -> other, of ours those named later -> protocol -> metric.
 
-    of_floors: the settings of floors that were chosen on validation.
+    floors_chosen: the settings of floors that were chosen on validation.
     """
 
     targets: int
@@ -91,7 +91,7 @@ class Table:
     standings: dict[str, Standing]
     tests: dict[str, dict[str, dict[str, dict[str, Test]]]]
     chosen: dict[str, Chosen]
-    of_floors: dict[str, dict[str, float]]
+    floors_chosen: dict[str, dict[str, float]]
 
     def best(self, protocol: str, metric: str, *, among: Iterable[str] | None = None) -> str | None:
         """The best of these systems, or of all; the oracle is no system."""

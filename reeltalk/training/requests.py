@@ -24,7 +24,7 @@ from reeltalk.training.ranking import WINDOWS_A_BATCH
 from reeltalk.training.system import System, as_read
 
 LAST_MOMENT = int(NOW)
-UNTIMED = 1_000_000  # milliseconds over which a history without times is spread
+UNTIMED = 1_000_000  # milliseconds over which a history without times is spread: about a quarter of an hour
 Times = Sequence[int] | Ints | pl.Series
 
 
@@ -33,7 +33,7 @@ class History:
     """A history written by hand, oldest first: keys of items, and keys of comments that the user liked or answered.
 
     Times are milliseconds since 1970, one for each key. Keys without times are taken to run evenly over the time of the
-    other list, or where that has none, side by side with it, over the seconds up to now.
+    other list, or where that has none, side by side with it, over the quarter of an hour up to now.
     """
 
     items: Sequence[str] = ()

@@ -106,6 +106,11 @@ class FinetuneSettings(Section):
             raise ValueError("data.comments=false leaves the comment task without targets; it is for the item task")
         if self.task == "comment" and self.train.monitor_protocol == "full":
             raise ValueError("train.monitor_protocol=full is for the item task; comments are ranked under their item")
+        if self.task == "item" and self.text.trained_encoder is not None:
+            raise ValueError(
+                "text.trained_encoder is for the comment task: the item task holds each preference against all titles, "
+                "which an encoder cannot read in every step; leave it out"
+            )
         return self
 
 

@@ -45,23 +45,45 @@ def start_settings(settings: FinetuneSettings, start: Path, text: TextTable | No
     return settings.model_copy(update={"model": model.model_copy(update=dict(sizes))})
 
 
-def start_problems(settings: FinetuneSettings, start: BaseModel, longest: int, *, section: str) -> Iterator[str]:
-    """What keeps a model from starting where `start` will end: another model, its sizes, histories of up to `longest`.
+def start_sizes(name: str, *, is_pretrained: bool) -> tuple[str, ...]:
+    """The settings of a model that are those of its start, pre-trained or aligned: as "model.dim"."""
+    sizes = pretraining_of(name).sizes if is_pretrained else (*_SIZES_OF_THE_START, "text_map")
+    return tuple(f"model.{size}" for size in sizes)
 
-    section: where the settings of the start stand, "align" or "pretrain".
+
+def aligned_start_problems(
+    settings: FinetuneSettings, start: LSVCRSettings, *, num_positions: int, is_mapped: bool
+) -> Iterator[str]:
+    """What keeps a model from starting where alignment will end, which trains `start` on so many positions.
+
+    is_mapped: text vectors will have gone through the start's text map.
     """
-    if section == "align" and not isinstance(settings.model, LSVCRSettings):
+    if not isinstance(settings.model, LSVCRSettings):
         yield f"name={settings.name!r} has no aligned start, lsvcr has; leave out align, or run the task by itself"
         return
-    names = pretraining_of(settings.name).sizes if section == "pretrain" else _SIZES_OF_THE_START
-    sizes = {name: getattr(start, name) for name in names}
+    if (encoder := settings.text.trained_encoder) is not None:
+        yield f"text.trained_encoder={encoder!r}, but vectors will be the aligned LLM's; leave out it or align"
+    sizes = {name: getattr(start, name) for name in _SIZES_OF_THE_START}
+    sizes["text_map"] = "none" if is_mapped else start.text_map
+    yield from _unfit(settings, sizes, ("align", "num_positions", num_positions))
+
+
+def pretrained_start_problems(settings: FinetuneSettings, start: BaseModel, *, history_length: int) -> Iterator[str]:
+    """What keeps a model from starting where pre-training will end, which trains `start` on such histories."""
+    sizes = {name: getattr(start, name) for name in pretraining_of(settings.name).sizes}
+    yield from _unfit(settings, sizes, ("pretrain", "history_length", history_length))
+
+
+def _unfit(settings: FinetuneSettings, sizes: Mapping[str, object], longest: tuple[str, str, int]) -> Iterator[str]:
+    """longest: the start's section, and its field of section `data` that histories must not be shorter than."""
+    section, field, length = longest
     for name in _unlike(settings.model, sizes):
         yield (
-            f"model.{name}={getattr(settings.model, name)!r}, but {section}.model.{name}={sizes[name]!r}; leave it "
-            "out, as sizes are those of the start"
+            f"model.{name}={getattr(settings.model, name)!r}, but it starts from {section}, where it is "
+            f"{sizes[name]!r}; leave it out"
         )
-    if (length := settings.data.history_length) < longest:
-        yield f"data.history_length={length} is less than {longest}, as {section} has it; raise it, or lower that too"
+    if (given := settings.data.history_length) < length:
+        yield f"data.history_length={given} is less than {section}.data.{field}={length}; raise it, or lower that too"
 
 
 def _unlike(model: BaseModel, sizes: Mapping[str, object]) -> list[str]:

@@ -67,16 +67,11 @@ class TrainedTexts(nn.Module):
 def trained_texts(dataset: Dataset, text: TextTable | None, settings: FinetuneSettings) -> TrainedTexts | None:
     """What `text.trained_encoder` asks for, beginning with the encoder that made the table; None where it is not set.
 
-    Raises ConfigError for the item task, for a model that reads no text, and where the encoder is another.
+    Raises ConfigError for a model that reads no text, and where the encoder is another.
     """
     name = settings.text.trained_encoder
     if name is None:
         return None
-    if settings.task == "item":
-        raise ConfigError(
-            "text.trained_encoder is for the comment task: the item task holds each preference against all titles, "
-            "which an encoder cannot read in every step"
-        )
     if text is None or not model_spec(settings.name, settings.task).reads_text:
         raise ConfigError(f"text.trained_encoder={name!r}, but model {settings.name!r} reads no text; leave it out")
     encoder = TrainedEncoder.of(
