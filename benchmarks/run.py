@@ -82,6 +82,9 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
 }
 
 
+OF_MODELS = ("baselines", "agreement")
+
+
 def main() -> None:
     """Run what was asked for; results of other benchmarks stay as they are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -104,6 +107,9 @@ def main() -> None:
         default=ROOT / "build" / "agreement",
         help="agreement: what RecBole's trainings go on from after a kill",
     )
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="baselines, agreement: these alone, other rows stay"
+    )
     parser.add_argument("--texts", type=Path, help="real comments to encode, else generated ones (benchmarks/texts.py)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each script; the medians count")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,7 +125,7 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             command = " ".join(str(part) for part in error.cmd)
             sys.exit(f"{name}: a script failed (status {error.returncode}), nothing of {name} is recorded: {command}")
-        rows = replaced(read_rows(), rows_of(name, measured))
+        rows = replaced(read_rows(), rows_of(name, measured), by_name=bool(chosen.models))
         RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
         write_tables(rows)
     Console().print(*tables(read_rows()), sep="\n")
@@ -157,6 +163,8 @@ def benchmark(name: str, chosen: argparse.Namespace) -> list[Measurement]:
             for script in scripts:
                 console.print(f"{name}: {script.module} (run {repeat + 1} of {chosen.repeats})")
                 options = [filled for option in script.options if (filled := option.format_map(values))]
+                if chosen.models and name in OF_MODELS:
+                    options += ["--models", *chosen.models]
                 measured += run(script, [*options, "--seed", str(chosen.seed)], chosen.peers)
                 so_far.write_text("".join(json.dumps(asdict(one)) + "\n" for one in measured))
     return measured
@@ -241,10 +249,14 @@ def _ratio(ours: Measurement, peer: Measurement) -> float | None:
     return ours.value / peer.value if ours.unit.endswith("/s") else None
 
 
-def replaced(recorded: Iterable[Row], new: Sequence[Row]) -> list[Row]:
-    """The rows with those of the same benchmarks and machine exchanged for the new ones."""
-    runs = [(row.benchmark, row.hardware) for row in new]
-    return [*(row for row in recorded if (row.benchmark, row.hardware) not in runs), *new]
+def replaced(recorded: Iterable[Row], new: Sequence[Row], *, by_name: bool = False) -> list[Row]:
+    """The rows with those of the same benchmarks and machine (by_name: and name) exchanged for the new ones."""
+
+    def key(row: Row) -> tuple[object, ...]:
+        return row.benchmark, row.hardware, row.name if by_name else None
+
+    runs = [key(row) for row in new]
+    return [*(row for row in recorded if key(row) not in runs), *new]
 
 
 def read_rows() -> list[Row]:

@@ -129,6 +129,8 @@ def test_a_run_replaces_the_rows_of_its_own_machine(tmp_path: Path, monkeypatch:
     again = run.rows_of("finetune", [measured("pass", 4.0, "s", OURS)])
     kept = run.replaced([*there, *here, *encoding], again)
     assert kept == [*there, *encoding, *again]
+    other = run.rows_of("finetune", [measured("memory", 3.0, "MiB", OURS)])
+    assert run.replaced([*here, *other], again, by_name=True) == [*other, *again]
     page = tmp_path / "performance.md"
     page.write_text(f"{run.BEGIN}\n{run.END}\n")
     monkeypatch.setattr(run, "PERFORMANCE", page)

@@ -20,7 +20,7 @@ from reeltalk.data.histories import NOW, request_windows, training_windows
 from reeltalk.errors import ConfigError
 from reeltalk.models import MODELS, build
 from reeltalk.models.hstu import HSTU, time_buckets
-from reeltalk.models.narm import additive_scores
+from reeltalk.models.narm import additive_attention
 
 LENGTH = 9
 Vector = NDArray[np.float64]
@@ -180,21 +180,26 @@ def test_caser_scores_have_a_bias(spread: Log) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_additive_scores_and_their_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the plain expression has them, in blocks of one and of several pairs."""
+def test_additive_attention_and_its_gradients(dtype: torch.dtype) -> None:
+    """As the plain expression has them, of three histories of three, two and one entries."""
     torch.manual_seed(0)
-    inputs = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((6, 5, 4), (6, 5, 4), (4,))]
-    position_P, other_P = torch.tril_indices(6, 6)
-    query_TGH, key_TGH, weight_H = inputs
-    expected_PG = (query_TGH[position_P] + key_TGH[other_P]).sigmoid() @ weight_H
-    given_PG = torch.randn_like(expected_PG)
-    expected = torch.autograd.grad(expected_PG, inputs, given_PG)
-    for elements in (1, 70, 1 << 18):
-        monkeypatch.setattr("reeltalk.models.narm.BLOCK_ELEMENTS", elements)
-        found_PG = additive_scores(query_TGH, key_TGH, weight_H, position_P=position_P, other_P=other_P)
-        torch.testing.assert_close(found_PG, expected_PG)
-        for found, wanted in zip(torch.autograd.grad(found_PG, inputs, given_PG), expected, strict=True):
-            torch.testing.assert_close(found, wanted)
+    inputs = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((8, 4), (8, 4), (8, 4), (4,))]
+    query, key, value, weight = inputs
+    before = [[0], [1], [2], [0, 3], [1, 4], [0, 3, 5]]  # of each entry those up to it, step after step
+    expected = torch.stack(
+        [
+            sum(((query[place] + key[j]).sigmoid() @ weight) * value[j] for j in up_to)  # type: ignore[misc]
+            for place, up_to in enumerate(before)
+        ]
+    )
+    found = additive_attention(query, key, value, weight, counts=[3, 2, 1])
+    torch.testing.assert_close(found[:6], expected)
+    assert not found[6:].any()
+    given = torch.randn_like(expected)
+    for x, y in zip(
+        torch.autograd.grad(found[:6], inputs, given), torch.autograd.grad(expected, inputs, given), strict=True
+    ):
+        torch.testing.assert_close(x, y)
 
 
 # what HSTU knows of time ----------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from reeltalk.data.batch import Batch
 from reeltalk.models.attention import dropout
 from reeltalk.models.recommender import Items, Recommender, initialise
-from reeltalk.models.segments import Segments
+from reeltalk.models.recurrence import gru_states
+from reeltalk.models.steps import Steps
 
 
 class GRU4RecSettings(BaseModel):
@@ -33,7 +34,7 @@ class GRU4RecSettings(BaseModel):
 
 
 class GRU4Rec(Recommender):
-    """Shapes: R rows, L positions, D width, N items; T positions and G histories of a grid."""
+    """Shapes: R rows, L positions, D width, N items; P places, step after step."""
 
     has_start = False
 
@@ -50,10 +51,7 @@ class GRU4Rec(Recommender):
         return self.item_embedding.weight
 
     def item_preferences(self, batch: Batch) -> Tensor:
-        segments = Segments.of(batch.items.segment_RL)
-        states = []
-        for item_TG in segments.grids(batch.items.item_RL):
-            x_TGD = dropout(self.item_embedding(item_TG), self.dropout, training=self.training)
-            states.append(self.gru(x_TGD)[0])
-        preference_RLD: Tensor = self.out(segments.rows(states))
-        return preference_RLD
+        steps = Steps.of(batch.items.segment_RL)
+        x_PD = dropout(self.item_embedding(steps.take(batch.items.item_RL)), self.dropout, training=self.training)
+        preference_PD: Tensor = self.out(gru_states(self.gru, x_PD, steps.counts))
+        return steps.rows(preference_PD)

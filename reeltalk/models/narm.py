@@ -1,14 +1,15 @@
 """NARM: a recurrent network whose every state looks back, by additive attention, for what the user is after.
 
 Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arXiv 1711.04725. Global encoder
-    (eq 5): the state itself; local encoder (eq 6): `NARM._local`, with its weights (eq 7, 8)
-    alpha_tj = v . sigmoid(A1 h_t + A2 h_j) in `additive_scores`, which are not normalised; both joined (eq 9) and the
-    bilinear decoder emb . B c (eq 10): `item_preferences`.
+    (eq 5): the state itself; local encoder (eq 6), with its weights (eq 7, 8)
+    alpha_tj = v . sigmoid(A1 h_t + A2 h_j), which are not normalised, in `additive_attention`; both joined (eq 9) and
+    the bilinear decoder emb . B c (eq 10): `item_preferences`.
 Differs from the paper: RecBole's sizes. Weights are not normalised, as in the paper; its authors' code
     takes a softmax. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
-Shapes: R rows, L positions, D width, H hidden width; T positions and G histories of a grid, P pairs of its positions.
+Shapes: R rows, L positions, D width, H hidden width; P places, step after step, C histories that have an entry at a
+step, T steps up to it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ from reeltalk.data.batch import Batch
 from reeltalk.losses import widened
 from reeltalk.models.attention import dropout
 from reeltalk.models.recommender import Items, Recommender, initialise
-from reeltalk.models.segments import Segments
-
-BLOCK_ELEMENTS = 1 << 18
-"""Of A1 h_t + A2 h_j, made at once: 1 MiB, which stays in cache."""
+from reeltalk.models.recurrence import gru_states
+from reeltalk.models.steps import Steps, slices
 
 
 class NARMSettings(BaseModel):
@@ -63,72 +62,82 @@ class NARM(Recommender):
         return self.item_embedding.weight
 
     def item_preferences(self, batch: Batch) -> Tensor:
-        segments = Segments.of(batch.items.segment_RL)
-        contexts = []
-        for item_TG in segments.grids(batch.items.item_RL):
-            x_TGD = dropout(self.item_embedding(item_TG), self.settings.input_dropout, training=self.training)
-            state_TGH = self.gru(x_TGD)[0]
-            contexts.append(torch.cat([state_TGH, self._local(state_TGH).to(state_TGH.dtype)], dim=-1))
-        context_RLX = dropout(segments.rows(contexts), self.settings.dropout, training=self.training)
-        preference_RLD: Tensor = self.decoder(context_RLX)
-        return preference_RLD
-
-    def _local(self, state_TGH: Tensor) -> Tensor:
-        """The sum of the states up to each position, weighted by alpha: [T, G, H]."""
-        length, count = state_TGH.shape[:2]
-        t_P, j_P = torch.tril_indices(length, length, device=state_TGH.device)
-        score_PG = additive_scores(
-            self.query(state_TGH), self.key(state_TGH), self.weight.weight[0], position_P=t_P, other_P=j_P
+        steps = Steps.of(batch.items.segment_RL)
+        dropped = self.settings.input_dropout
+        x_PD = dropout(self.item_embedding(steps.take(batch.items.item_RL)), dropped, training=self.training)
+        state_PH = gru_states(self.gru, x_PD, steps.counts)
+        local_PH = additive_attention(
+            self.query(state_PH), self.key(state_PH), state_PH, self.weight.weight[0], counts=steps.counts
         )
-        alpha = score_PG.new_zeros(length * length, count).index_copy(0, t_P * length + j_P, score_PG)
-        alpha_GTT = alpha.view(length, length, count).permute(2, 0, 1)
-        return torch.bmm(alpha_GTT, state_TGH.transpose(0, 1).to(alpha_GTT.dtype)).transpose(0, 1)
+        context_PX = torch.cat([state_PH, local_PH.to(state_PH.dtype)], dim=1)
+        preference_PD: Tensor = self.decoder(dropout(context_PX, self.settings.dropout, training=self.training))
+        return steps.rows(preference_PD)
 
 
-def additive_scores(
-    query_TGH: Tensor, key_TGH: Tensor, weight_H: Tensor, *, position_P: Tensor, other_P: Tensor
+def additive_attention(
+    query_PH: Tensor, key_PH: Tensor, value_PH: Tensor, weight_H: Tensor, *, counts: list[int]
 ) -> Tensor:
-    """weight . sigmoid(query of a position + key of another), for all pairs of positions of each history: [P, G].
+    """Of each entry the sum of the values up to it, weighted by weight . sigmoid(its query + their key): [P, H].
 
-    Nothing of the size of pairs x H is kept: it is made again, block by block, in the backward pass. In float32, or in
+    Nothing of the size of pairs x H is kept: it is made again, step by step, in the backward pass. In float32, or in
     float64 where that is given.
     """
-    inputs = [widened(x).contiguous() for x in (query_TGH, key_TGH, weight_H)]
-    with torch.autocast(query_TGH.device.type, enabled=False):
-        score_PG: Tensor = _AdditiveScores.apply(*inputs, position_P, other_P)  # type: ignore[no-untyped-call]
-    return score_PG
+    inputs = [widened(x) for x in (query_PH, key_PH, value_PH, weight_H)]
+    with torch.autocast(query_PH.device.type, enabled=False):
+        local_PH: Tensor = _AdditiveAttention.apply(*inputs, counts)  # type: ignore[no-untyped-call]
+    return local_PH
 
 
-class _AdditiveScores(torch.autograd.Function):
+class _AdditiveAttention(torch.autograd.Function):
+    """The longest history comes first, so what came before a step is a block of a grid, steps x histories."""
+
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query_TGH: Tensor, key_TGH: Tensor, weight_H: Tensor, position_P: Tensor, other_P: Tensor
+        ctx: FunctionCtx, query_PH: Tensor, key_PH: Tensor, value_PH: Tensor, weight_H: Tensor, counts: list[int]
     ) -> Tensor:
-        ctx.save_for_backward(query_TGH, key_TGH, weight_H, position_P, other_P)
-        blocks = _blocks(query_TGH, position_P, other_P)
-        return torch.cat([_sigmoid(query_TGH, key_TGH, t_B, j_B) @ weight_H for t_B, j_B in blocks])
+        ctx.save_for_backward(query_PH, key_PH, value_PH, weight_H)
+        ctx.counts = counts  # type: ignore[attr-defined]
+        key, value = _grid(key_PH, counts), _grid(value_PH, counts)
+        local_PH = torch.zeros_like(value_PH)
+        for step, now in enumerate(slices(counts)):
+            past = slice(step + 1), slice(counts[step])
+            alpha_TC = (key[past] + query_PH[now]).sigmoid_() @ weight_H
+            torch.sum(alpha_TC[..., None] * value[past], 0, out=local_PH[now])
+        return local_PH
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_score_PG: Tensor) -> tuple[Tensor | None, ...]:
-        query_TGH, key_TGH, weight_H, position_P, other_P = ctx.saved_tensors  # type: ignore[attr-defined]
-        d_query, d_key, d_weight = (torch.zeros_like(x) for x in (query_TGH, key_TGH, weight_H))
-        start = 0
-        for t_B, j_B in _blocks(query_TGH, position_P, other_P):
-            sigmoid_BGH = _sigmoid(query_TGH, key_TGH, t_B, j_B)
-            d_score_BG = d_score_PG[start : start + len(t_B)]
-            start += len(t_B)
-            d_weight += d_score_BG.flatten() @ sigmoid_BGH.flatten(0, 1)
-            slope_BGH = torch.addcmul(sigmoid_BGH, sigmoid_BGH, sigmoid_BGH, value=-1).mul_(d_score_BG[..., None])
-            d_query.index_add_(0, t_B, slope_BGH)
-            d_key.index_add_(0, j_B, slope_BGH)
-        return d_query * weight_H, d_key * weight_H, d_weight, None, None
+    def backward(ctx: FunctionCtx, d_local_PH: Tensor) -> tuple[Tensor | None, ...]:
+        query_PH, key_PH, value_PH, weight_H = ctx.saved_tensors  # type: ignore[attr-defined]
+        counts: list[int] = ctx.counts  # type: ignore[attr-defined]
+        key, value = _grid(key_PH, counts), _grid(value_PH, counts)
+        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        d_query_PH, d_weight_H = torch.zeros_like(query_PH), torch.zeros_like(weight_H)
+        for step, now in enumerate(slices(counts)):
+            past = slice(step + 1), slice(counts[step])
+            sigmoid_TCH = (key[past] + query_PH[now]).sigmoid_()
+            d_local_CH = d_local_PH[now]
+            d_alpha_TC = (value[past] * d_local_CH).sum(-1)
+            d_value[past].addcmul_((sigmoid_TCH @ weight_H)[..., None], d_local_CH)
+            d_weight_H += d_alpha_TC.flatten() @ sigmoid_TCH.flatten(0, 1)
+            slope_TCH = torch.addcmul(sigmoid_TCH, sigmoid_TCH, sigmoid_TCH, value=-1).mul_(d_alpha_TC[..., None])
+            torch.sum(slope_TCH, 0, out=d_query_PH[now])
+            d_key[past] += slope_TCH
+        d_key_PH, d_value_PH = (_places(d, counts, len(query_PH)) for d in (d_key, d_value))
+        return d_query_PH * weight_H, d_key_PH * weight_H, d_value_PH, d_weight_H, None
 
 
-def _blocks(query_TGH: Tensor, position_P: Tensor, other_P: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    pairs = max(1, BLOCK_ELEMENTS // max(1, query_TGH[0].numel()))
-    return zip(torch.split(position_P, pairs), torch.split(other_P, pairs), strict=True)
+def _grid(x_PH: Tensor, counts: list[int]) -> Tensor:
+    """Steps x histories x H; zeros where a history has ended."""
+    grid = x_PH.new_zeros(len(counts), counts[0], x_PH.shape[1])
+    for step, now in enumerate(slices(counts)):
+        grid[step, : counts[step]] = x_PH[now]
+    return grid
 
 
-def _sigmoid(query_TGH: Tensor, key_TGH: Tensor, t_B: Tensor, j_B: Tensor) -> Tensor:
-    return query_TGH.index_select(0, t_B).add_(key_TGH.index_select(0, j_B)).sigmoid_()
+def _places(grid: Tensor, counts: list[int], num_places: int) -> Tensor:
+    """Back from a grid; zeros behind the last entry."""
+    x_PH = grid.new_zeros(num_places, grid.shape[2])
+    for step, now in enumerate(slices(counts)):
+        x_PH[now] = grid[step, : counts[step]]
+    return x_PH
