@@ -122,14 +122,17 @@ def test_options_of_every_script_can_be_filled(monkeypatch: pytest.MonkeyPatch, 
     of_four(tiny, tmp_path / "dataset")
     given: dict[str, list[str]] = {}
     monkeypatch.setattr(run, "run", lambda script, options, peers: given.update({script.module: options}) or [])
-    for fraction in (None, 0.5):
+    for fraction, models in ((None, []), (0.5, ["gru4rec", "narm"])):
         chosen = argparse.Namespace(
             no_peers=False, seed=3, passes=1, fraction=fraction, texts=None, repeats=1, peers=tmp_path, seeds=2,
-            dataset=tmp_path / "dataset", checkpoints=tmp_path / "kept",
+            dataset=tmp_path / "dataset", checkpoints=tmp_path / "kept", models=models,
         )  # fmt: skip
         for name in run.BENCHMARKS:
             run.benchmark(name, chosen)
         flat = given["benchmarks.peers.recbole_baselines"]
         assert ("--fraction=0.5" in flat) == (fraction == 0.5) and flat[-2:] == ["--seed", "3"]
+        asked = ["--models", *models] if models else []
+        assert flat[-2 - len(asked) : -2] == asked and ("--models" in flat) == bool(asked)
+        assert "--models" not in given["benchmarks.kuaicomt"]
     flat = given["benchmarks.peers.recbole_agreement"]
-    assert flat[2:] == ["--checkpoints", str(tmp_path / "kept"), "--seeds", "2", "--seed", "3"]
+    assert flat[2:] == ["--checkpoints", str(tmp_path / "kept"), "--seeds", "2", *asked, "--seed", "3"]
