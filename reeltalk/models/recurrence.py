@@ -41,20 +41,15 @@ class _GRU(torch.autograd.Function):
         state_PH, new_PH, before_PH, product_PH = (gate_PX.new_zeros(len(gate_PX), hidden) for _ in range(4))
         both_PX = gate_PX.new_zeros(len(gate_PX), 2 * hidden)
         product_CX = gate_PX.new_empty(counts[0], 3 * hidden)
-        for step, now in enumerate(slices(counts)):
+        for now, going_on in zip(slices(counts), [*counts[1:], 0], strict=True):
             gate_CX, both_CX = gate_PX[now], both_PX[now]
-            if step:
-                torch.mm(before_PH[now], weight_XH.t(), out=product_CX[: len(gate_CX)])
-                product_PH[now] = product_CX[: len(gate_CX), 2 * hidden :]
-                torch.add(gate_CX[:, : 2 * hidden], product_CX[: len(gate_CX), : 2 * hidden], out=both_CX)
-            else:
-                both_CX.copy_(gate_CX[:, : 2 * hidden])
+            torch.mm(before_PH[now], weight_XH.t(), out=product_CX[: len(gate_CX)])
+            product_PH[now] = product_CX[: len(gate_CX), 2 * hidden :]
+            torch.add(gate_CX[:, : 2 * hidden], product_CX[: len(gate_CX), : 2 * hidden], out=both_CX)
             reset_CH, update_CH = both_CX.sigmoid_().chunk(2, dim=1)
             torch.addcmul(gate_CX[:, 2 * hidden :], reset_CH, product_PH[now], out=new_PH[now])
             torch.lerp(new_PH[now].tanh_(), before_PH[now], update_CH, out=state_PH[now])
-            if step + 1 < len(counts):
-                following = slice(now.stop, now.stop + counts[step + 1])
-                before_PH[following] = state_PH[now][: counts[step + 1]]
+            before_PH[now.stop : now.stop + going_on] = state_PH[now][:going_on]
         ctx.save_for_backward(weight_XH, before_PH, both_PX, new_PH, product_PH)
         ctx.counts = counts  # type: ignore[attr-defined]
         return state_PH
