@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import logs
+from benchmarks.pairs import AGREEING, PAIRS
 from benchmarks.rows import OURS, Measurement, Row, hardware, read_measurements
 from reeltalk.data.dataset import Dataset
 
@@ -82,9 +83,6 @@ BENCHMARKS: dict[str, tuple[Script, ...]] = {
 }
 
 
-OF_MODELS = ("baselines", "agreement")
-
-
 def main() -> None:
     """Run what was asked for; results of other benchmarks stay as they are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -108,7 +106,12 @@ def main() -> None:
         help="agreement: what RecBole's trainings go on from after a kill",
     )
     parser.add_argument(
-        "--models", nargs="+", default=[], metavar="NAME", help="baselines, agreement: these alone, other rows stay"
+        "--models",
+        nargs="+",
+        default=[],
+        choices=list(PAIRS),
+        metavar="NAME",
+        help="baselines, agreement: of the models that RecBole has these alone; other rows stay",
     )
     parser.add_argument("--texts", type=Path, help="real comments to encode, else generated ones (benchmarks/texts.py)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each script; the medians count")
@@ -119,6 +122,9 @@ def main() -> None:
     for name in chosen.only:
         if reads_dataset(name) and chosen.dataset is None:
             parser.error(f"{name} trains on a prepared dataset; give --dataset, a folder that `reeltalk prepare` wrote")
+        of_it = {"baselines": PAIRS, "agreement": AGREEING}.get(name, ())
+        if unknown := [model for model in chosen.models if model not in of_it]:
+            parser.error(f"--models: {name} has no {', '.join(unknown)}; leave them out, or give another --only")
     for name in chosen.only:
         try:
             measured = benchmark(name, chosen)
@@ -163,7 +169,7 @@ def benchmark(name: str, chosen: argparse.Namespace) -> list[Measurement]:
             for script in scripts:
                 console.print(f"{name}: {script.module} (run {repeat + 1} of {chosen.repeats})")
                 options = [filled for option in script.options if (filled := option.format_map(values))]
-                if chosen.models and name in OF_MODELS:
+                if chosen.models:
                     options += ["--models", *chosen.models]
                 measured += run(script, [*options, "--seed", str(chosen.seed)], chosen.peers)
                 so_far.write_text("".join(json.dumps(asdict(one)) + "\n" for one in measured))

@@ -133,6 +133,5 @@ def test_options_of_every_script_can_be_filled(monkeypatch: pytest.MonkeyPatch, 
         assert ("--fraction=0.5" in flat) == (fraction == 0.5) and flat[-2:] == ["--seed", "3"]
         asked = ["--models", *models] if models else []
         assert flat[-2 - len(asked) : -2] == asked and ("--models" in flat) == bool(asked)
-        assert "--models" not in given["benchmarks.kuaicomt"]
     flat = given["benchmarks.peers.recbole_agreement"]
     assert flat[2:] == ["--checkpoints", str(tmp_path / "kept"), "--seeds", "2", *asked, "--seed", "3"]

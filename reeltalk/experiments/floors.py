@@ -61,8 +61,9 @@ def chosen_on_validation(
 ) -> dict[str, dict[str, float]]:
     """The settings of item-kNN and EASE, of those in `TRIED`, that a model's training would have picked.
 
-    They have the best monitored metric over the validation targets, in the protocol that models are monitored in.
-    Nothing for EASE where it is left out, and nothing at all where there is no validation target.
+    They have the best monitored metric over the validation targets, in the protocol that models are monitored in; where
+    there are more than `max_validation_targets`, of so many, drawn for the floors. Nothing for EASE where it is left
+    out, and nothing at all where there is no validation target.
     """
     if dataset.candidates("item", Split.VALID).is_empty():
         return {}

@@ -82,8 +82,8 @@ def _of_chains(experiment: ExperimentSettings) -> Iterator[str]:
 
 
 def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterator[str]:
-    """What is wrong without the grid, with each of its values, and with what will be tried."""
-    grid = {name: values for name, values in experiment.grid(system).items() if values and name not in OF_THE_SEARCH}
+    """What is wrong without the grid, and with what will be tried of it."""
+    grid = {name for name, values in experiment.grid(system).items() if values and name not in OF_THE_SEARCH}
     plain = list(_refusals(experiment, data, system, {}))
     yield from plain
     section = experiment.of_systems[system]
@@ -91,12 +91,12 @@ def _of_chain(experiment: ExperimentSettings, data: str, system: str) -> Iterato
     if has_start and not plain:
         if section.align is not None and not experiment.chain(data, system, {}).reads_text(experiment.task):
             yield "align is for a model that reads text; leave it out"
-        sizes = start_sizes(section.model or system, is_pretrained=section.pretrain is not None)
-        yield from (f"grid names {name}, a size of what it starts from; leave it out" for name in grid if name in sizes)
-    first = {name: values[0] for name, values in grid.items()}
-    each = [first | {name: value} for name, values in grid.items() for value in values]
-    for choice in [*each, *experiment.trials(system)]:
-        choice = {name: value for name, value in choice.items() if name in grid}
+        for size in start_sizes(section.model or system, is_pretrained=section.pretrain is not None):
+            if size in grid:
+                grid.remove(size)
+                yield f"grid names {size}, a size of what it starts from; give it to systems without a start alone"
+    for trial in experiment.trials(system):
+        choice = {name: value for name, value in trial.items() if name in grid}
         yield from (problem for problem in _refusals(experiment, data, system, choice) if problem not in plain)
 
 

@@ -79,8 +79,8 @@ def additive_attention(
 ) -> Tensor:
     """Of each entry the sum of the values up to it, weighted by weight . sigmoid(its query + their key): [P, H].
 
-    Nothing of the size of pairs x H is kept: it is made again, step by step, in the backward pass. In float32, or in
-    float64 where that is given.
+    Nothing of the size of pairs x H is kept: it is made again, step by step, in the backward pass. Keys and values are
+    laid out histories x steps of the longest. In float32, or in float64 where that is given.
     """
     inputs = [widened(x) for x in (query_PH, key_PH, value_PH, weight_H)]
     with torch.autocast(query_PH.device.type, enabled=False):

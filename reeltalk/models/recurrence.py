@@ -19,14 +19,14 @@ from reeltalk.models.steps import slices
 def gru_states(gru: nn.GRU, x_PD: Tensor, counts: list[int]) -> Tensor:
     """The states after each entry, from zero ones: [P, H], what the layer makes of a packed sequence; zeros behind it.
 
-    gru: without biases. On a CPU the recurrence is in float32 whatever autocast says, or in float64 where x is.
+    gru: without biases. On a CPU the recurrence is in float32 where autocast asks for less, or in float64 where x is.
     """
     if x_PD.is_cuda:  # cuDNN has all steps in one kernel
         states: Tensor = gru(PackedSequence(x_PD[: sum(counts)], torch.tensor(counts)))[0].data
         return nn.functional.pad(states, (0, 0, 0, len(x_PD) - len(states)))
     for layer in range(gru.num_layers):
         inputs, recurrent = (getattr(gru, f"weight_{kind}_l{layer}") for kind in ("ih", "hh"))
-        gate_PX = widened(nn.functional.linear(x_PD, inputs))
+        gate_PX = widened(nn.functional.linear(x_PD.to(inputs.dtype), inputs))
         x_PD = _GRU.apply(gate_PX, recurrent.to(gate_PX.dtype), counts)  # type: ignore[no-untyped-call]
     return x_PD
 
