@@ -2,10 +2,9 @@
 
 Paper: Li et al., Neural Attentive Session-based Recommendation (CIKM 2017), arXiv 1711.04725. Global encoder
     (eq 5): the state itself; local encoder (eq 6), with its weights (eq 7, 8)
-    alpha_tj = v . sigmoid(A1 h_t + A2 h_j), which are not normalised, in `additive_attention`; both joined (eq 9) and
-    the bilinear decoder emb . B c (eq 10): `item_preferences`.
-Differs from the paper: RecBole's sizes. Weights are not normalised, as in the paper; its authors' code
-    takes a softmax. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
+    alpha_tj = v . sigmoid(A1 h_t + A2 h_j), which are not normalised (its authors' code takes a softmax):
+    `additive_attention`; both joined (eq 9) and the bilinear decoder emb . B c (eq 10): `item_preferences`.
+Differs from the paper: RecBole's sizes. torch's unit resets U h instead of h: tanh(W x + r * (U h)).
 Checked against: a slow loop over one history in float64 (tests/test_item_models.py).
 
 Shapes: R rows, L positions, D width, H hidden width; P places, step after step, C histories that have an entry at a
