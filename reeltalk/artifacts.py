@@ -167,6 +167,11 @@ def folder_kind(folder: Path) -> str | None:
     return None
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The facts that a finished folder, of whatever kind, tells of itself; raises ArtifactError as `read_manifest`."""
+    return _manifest(folder / MANIFEST).facts
+
+
 def require_parent(manifest: Manifest, folder: Path, name: str, parent: Manifest, parent_folder: Path) -> None:
     """Raise ArtifactError, naming both, where `folder` was not made from `parent_folder`."""
     recorded = manifest.parents.get(name)

@@ -32,10 +32,10 @@ from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.figures import chosen_of
 from reeltalk.experiments.flows import Line, line_flow
-from reeltalk.experiments.jobs import do
+from reeltalk.experiments.jobs import Job, do
 from reeltalk.experiments.loading import load_experiment
-from reeltalk.experiments.schedule import run_flows
-from reeltalk.experiments.workers import Here
+from reeltalk.experiments.schedule import Doer, run_flows
+from reeltalk.experiments.workers import Died, Here
 from reeltalk.lock import only_writer
 from reeltalk.text.encode import EncodeSettings
 
@@ -209,6 +209,7 @@ def test_costs(saved: dict[str, Any]) -> None:
 
 def test_a_failing_system_is_shown_and_stops_nothing(file: Path, done: Result, saved: dict[str, Any]) -> None:
     assert done.exit_code == 2
+    assert "2 parts of the comparison failed, as the table tells; mend what stopped them" in done.stderr
     assert "broken" not in saved["data"]["first"]["standings"]
     whole = [of for of in saved["failures"] if not of["is_trial"]]
     assert [(of["data"], of["system"], of["what"]) for of in whole] == [
@@ -226,6 +227,8 @@ def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> Non
     out = file.parent / "out"
     names = {"runs", "requests.json", "workers.log", "compare.json", "compare.md", "compare.html"}
     assert {path.name for path in out.iterdir()} == names
+    assert saved["experiment"]["search"]["rungs"] == [0.4]
+    assert saved["versions"]["torch"]
     tables = (out / "compare.md").read_text()
     assert done.stdout.count("ranking (") == tables.count("ranking (") == 4
     mean = saved["data"]["second"]["standings"]["lsvcr"]["metrics"]["sampled"]["recall@5"]["mean"]
@@ -247,14 +250,60 @@ def test_what_is_written(file: Path, done: Result, saved: dict[str, Any]) -> Non
     assert "src=" not in html
 
 
-def drive(file: Path, out: Path) -> tuple[list[Line], list[str]]:
+def drive(file: Path, out: Path, doer: Doer | None = None) -> tuple[list[Line], list[str]]:
     """The lines of an experiment whose jobs all run here, and what was told."""
     experiment = load_experiment(file)
     lines = [Line(data, system) for data in experiment.data for system in experiment.systems]
     told: list[str] = []
     flows = [line_flow(experiment, line, out=out) for line in lines]
-    run_flows(flows, Here(do), told.append)
+    run_flows(flows, doer or Here(do), told.append)
     return lines, told
+
+
+class OutOfMemory(Here[Job, Any]):
+    """Does jobs, but for those with this in their names."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(do)
+        self._name = name
+
+    def take(self) -> tuple[Job, Any]:
+        if self._name in self._queue[0].name:
+            return self._queue.popleft(), Died("its process was ended by SIGKILL")
+        return super().take()
+
+
+def test_a_trial_that_the_machine_stopped_might_have_won_and_is_tried_again(
+    first: dict[str, str], tmp_path: Path
+) -> None:
+    file = write_experiment(tmp_path / "e.yaml", first)
+    reached = {line.system: line for line in drive(file, tmp_path / "out", OutOfMemory("ids: 1 epoch"))[0]}
+    told = str(reached["ids"].error)
+    assert told.startswith("the trial 1 epoch, train.learning_rate=")
+    assert "might have won, but failed, so run again: its process was ended by SIGKILL" in told
+    assert reached["ids"].cells == []
+    assert [cell.error for cell in reached["lsvcr"].cells] == [None, None]
+    again = {line.system: line for line in drive(file, tmp_path / "out")[0]}
+    assert again["ids"].error is None
+    assert [trial.error for trial in again["ids"].trials] == [None, None, None]
+    assert [cell.error for cell in again["ids"].cells] == [None, None]
+
+
+def test_texts_that_cannot_be_encoded_stop_those_that_read_them(first: dict[str, str], tmp_path: Path) -> None:
+    data = {"first": {"dataset": first["dataset"], "encode": {"encoder": str(tmp_path / "nowhere")}}}
+    lines, _ = drive(write_experiment(tmp_path / "e.yaml", first, data=data), tmp_path / "out")
+    reached = {line.system: line for line in lines}
+    assert "nowhere" in str(reached["lsvcr"].error)
+    assert [cell.error for cell in reached["ids"].cells] == [None, None]
+
+
+def test_a_model_that_cannot_be_asked_is_told(
+    first: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "time_requests", lambda model: "its data is gone")
+    found = small_comparison(first, tmp_path, monkeypatch, systems={"lsvcr": {"finetune": {"model": MODEL}}})
+    assert [(of.system, of.what, of.error) for of in found.missing] == [("lsvcr", "requests", "its data is gone")]
+    assert found.data["first"].chosen["lsvcr"].cost.request_ms is None
 
 
 def test_systems_share_an_alignment_and_a_failed_one_stops_its_own(
@@ -357,7 +406,7 @@ def test_the_comment_task(first: dict[str, str], tmp_path: Path, monkeypatch: py
     systems = {"lsvcr": {"finetune": {"model": MODEL}}}
     found = small_comparison(first, tmp_path, monkeypatch, systems=systems)
     table = found.data["first"]
-    assert found.is_whole
+    assert not found.missing
     assert {"hot_comments", "text_similarity"} <= set(table.standings)
     milliseconds = table.chosen["lsvcr"].cost.request_ms
     assert milliseconds is not None
@@ -377,7 +426,7 @@ def test_ours_are_tested_against_each_other_and_all_is_corrected_at_once(
     }
     found = small_comparison(first, tmp_path, monkeypatch, systems=systems, ours=["lsvcr", "small", "gone"])
     table = found.data["first"]
-    assert not found.is_whole, "gone is"
+    assert found.missing, "gone is"
     others = set(table.standings) - {"lsvcr", "small"}
     assert {name: set(of) for name, of in table.tests.items()} == {"lsvcr": others | {"small"}, "small": others}
     pairs = [of["sampled"]["mrr"] for tests in table.tests.values() for of in tests.values()]
@@ -425,7 +474,7 @@ def test_an_encoder_that_learns_beside_a_frozen_one(
         finetune={"model": {"dim": 16}, "train": {"max_epochs": 1, "batch_size": 16}},
     )
     found = comparison.run_comparison(load_experiment(file), out=tmp_path / "out", tell=lambda line: None)
-    assert found.is_whole, found.failures
+    assert not found.missing, found.failures
     table = found.data["first"]
     assert table.standings["trained"].kind == "ours"
     costs = [table.chosen[name].cost for name in ("dssm", "trained")]

@@ -69,6 +69,34 @@ def test_rungs_are_parts_and_rise(first: dict[str, str], tmp_path: Path, rungs: 
         load_experiment(write_experiment(tmp_path / "e.yaml", first, search={"rungs": rungs}))
 
 
+def test_what_other_sections_give_is_given_once(first: dict[str, str], tmp_path: Path) -> None:
+    file = write_experiment(
+        tmp_path / "e.yaml",
+        {},
+        data={"first": {**first, "finetune": {"train": {"exclude_seen": False}}}},
+        systems={"lsvcr": {"finetune": {"name": "sasrec"}}},
+        finetune={"train": {"seed": 5}},
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file)
+    for message in (
+        "finetune.train.seed is what seeds gives",
+        "data.first.finetune.train.exclude_seen is what evaluate.exclude_seen gives",
+        "systems.lsvcr.finetune.name is what the system's name or model gives",
+    ):
+        assert message in str(caught.value)
+
+
+def test_epochs_are_chosen_in_the_ranking_that_is_tested(first: dict[str, str], tmp_path: Path) -> None:
+    file = write_experiment(tmp_path / "e.yaml", first, systems={"lsvcr": {}}, evaluate={"exclude_seen": False})
+    assert not load_experiment(file).chain("first", "lsvcr", {}).tasks["item"].train.exclude_seen
+
+
+def test_seeds_are_told_before_anything_runs(first: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seeds\.1=-1"):
+        load_experiment(write_experiment(tmp_path / "e.yaml", first, seeds=[0, -1]))
+
+
 def test_settings_are_checked_as_they_will_be_tried(first: dict[str, str], tmp_path: Path) -> None:
     """Two of them may fit each other, and neither the default of the other."""
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from reeltalk.cli.app import MENDABLE, Out, Set, app
+from reeltalk.cli.app import Out, Set, app
 from reeltalk.cli.printing import print_comparisons, print_facts, print_grids, print_step
 from reeltalk.errors import ConfigError, ReeltalkError, nearest
 
+MEND = "as the table tells; mend what stopped them and run again: what is done is kept"
 FULL = ("search.trials=all", "search.rungs=[]")
 ChainFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings of a chain as YAML.")]
 
@@ -65,8 +66,8 @@ def _compare_systems(file: Path, out: Path, jobs: int, overrides: list[str]) -> 
     found = run_comparison(experiment, out=out, jobs=jobs, tell=partial(typer.echo, err=True))
     print_grids([*metric_grids(found), *other_grids(found)])
     print_facts(out, {"table": str(out / "compare.md"), "page": str(out / "compare.html")})
-    if not found.is_whole:
-        raise typer.Exit(MENDABLE)
+    if found.missing:
+        raise ReeltalkError(f"{len(found.missing)} parts of the comparison failed, {MEND}")
 
 
 @app.command()
@@ -122,10 +123,7 @@ def ablate(
     print_grids(grids(found))
     print_facts(out, {"table": str(out / "study.md")})
     if found.failures:
-        raise ReeltalkError(
-            f"{len(found.failures)} of {len(found.cells)} runs failed, as the table tells; mend what stopped them "
-            "and run again: what is done is kept"
-        )
+        raise ReeltalkError(f"{len(found.failures)} of {len(found.cells)} runs failed, {MEND}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from reeltalk.artifacts import read_manifest, reading_file, write_json
+from reeltalk.artifacts import read_manifest, reading_file, versions, write_json
 from reeltalk.experiments.comparison_page import page
 from reeltalk.experiments.comparison_text import markdown
 from reeltalk.experiments.experiment import ExperimentSettings
@@ -24,7 +24,7 @@ from reeltalk.experiments.flows import Line, floor_flow, line_flow
 from reeltalk.experiments.jobs import do, time_requests
 from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.schedule import Tell, run_flows
-from reeltalk.experiments.standings import Standings
+from reeltalk.experiments.standings import Failure, Standings
 from reeltalk.experiments.workers import Workers
 from reeltalk.lock import only_writer
 
@@ -54,9 +54,10 @@ def run_comparison(experiment: ExperimentSettings, *, out: Path, jobs: int = 1, 
         with Workers(do, count=jobs, log=out / LOG) as workers:
             run_flows(flows, workers, tell)
         with Workers(time_requests, count=1, log=out / LOG) as alone:  # with all cores
-            milliseconds = _time_requests(lines, alone, out, tell)
-        found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, jobs=jobs)
-        write_json(out / DOCUMENT, asdict(found))
+            milliseconds, failures = _time_requests(lines, alone, out, tell)
+        found = standings_of(experiment, lines, floors=floors, milliseconds=milliseconds, failures=failures, jobs=jobs)
+        made_with = {"experiment": experiment.model_dump(mode="json"), "versions": versions()}
+        write_json(out / DOCUMENT, asdict(found) | made_with)
         (out / TABLES).write_text(markdown(found), encoding="utf-8")
         (out / PAGE).write_text(page(found), encoding="utf-8")
         return found
@@ -68,19 +69,25 @@ def _effort(experiment: ExperimentSettings, line: Line) -> int:
     return 0 if system.align is not None else 1 if system.pretrain is not None else 2
 
 
-def _time_requests(lines: Sequence[Line], workers: Processes, out: Path, tell: Tell) -> dict[str, float]:
+def _time_requests(
+    lines: Sequence[Line], workers: Processes, out: Path, tell: Tell
+) -> tuple[dict[str, float], list[Failure]]:
     """Milliseconds a request by model folder: one model of each line, one after the other, each only once."""
     path = out / REQUESTS
     with reading_file(path):
         known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     models = {line.measured[0].folders[line.measured[0].task]: line for line in lines if line.measured}
     digests = {model: read_manifest(Path(model), "model").digest for model in models}
+    failures = []
     for model in (model for model in models if digests[model] not in known):
         workers.put(model)
         _, result = workers.take()
-        name = f"{models[model].data}, {models[model].system}: requests"
+        line = models[model]
         if isinstance(result, float):
             known[digests[model]] = result
             write_json(path, known)
-        tell(f"{name}: {result:.2f} ms" if isinstance(result, float) else f"{name}: failed: {result}")
-    return {model: known[digest] for model, digest in digests.items() if digest in known}
+        else:
+            failures.append(Failure(line.data, line.system, "requests", str(result)))
+        told = f"{result:.2f} ms" if isinstance(result, float) else f"failed: {result}"
+        tell(f"{line.data}, {line.system}: requests: {told}")
+    return {model: known[digest] for model, digest in digests.items() if digest in known}, failures

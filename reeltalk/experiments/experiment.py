@@ -109,7 +109,7 @@ class ExperimentSettings(Section):
     systems: dict[str, SystemSection | None]
     finetune: dict[str, Any] = Field({})
     search: SearchSettings = SearchSettings()
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     evaluate: EvaluationSettings = EvaluationSettings(ks=(1, 5, 10, 20), bootstrap_samples=0)
     metrics: tuple[str, ...] = Field(
         ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr"), min_length=1, description="columns of the tables"
@@ -152,9 +152,10 @@ class ExperimentSettings(Section):
         """The chain of one run: raises ConfigError as `load_chain` does; `epochs` cuts training short."""
         seed = self.seeds[0] if seed is None else seed
         of_data, of_system = self.of_data[data], self.of_systems[system]
-        asked = {"name": of_system.model or system, "train": {"seed": seed}}
+        train: dict[str, Any] = {"seed": seed, "exclude_seen": self.evaluate.exclude_seen}
         if epochs is not None:
-            asked["train"] = {"seed": seed, "max_epochs": epochs}
+            train["max_epochs"] = epochs
+        asked = {"name": of_system.model or system, "train": train}
         tuned = merged(self.finetune, of_data.finetune, of_system.finetune, asked)
         values = of_data.model_dump() | {"finetune": {self.task: tuned}, "evaluate": self.evaluate.model_dump()}
         # a seed that the file names stays, and the runs of all seeds then share one start

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
-from reeltalk.artifacts import read_manifest, reading_file
+from reeltalk.artifacts import facts_of, read_manifest, reading_file
 from reeltalk.evaluation.floors import ORACLE
-from reeltalk.evaluation.significance import KEYS, Comparison, holm
+from reeltalk.evaluation.significance import KEYS
 from reeltalk.experiments.experiment import ExperimentSettings
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.flows import Line, shown_trial
-from reeltalk.experiments.outcome import Cell, facts_of
+from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.runner import STARTS
-from reeltalk.experiments.runs import Run, means, paired, part_of, read_run
+from reeltalk.experiments.runs import Run, corrected, means, over_runs, paired, part_of, read_run
 from reeltalk.experiments.standings import Chosen, Cost, Failure, Kind, Part, Spread, Standing, Standings, Table, Test
 
 
@@ -27,9 +27,10 @@ def standings_of(
     *,
     floors: Mapping[str, Cell],
     milliseconds: Mapping[str, float],
+    failures: Sequence[Failure],
     jobs: int,
 ) -> Standings:
-    """All figures of a comparison; `milliseconds` a request by model folder."""
+    """All figures of a comparison; `milliseconds` a request by model folder, `failures` of their timing."""
     tables = {}
     for data in experiment.of_data:
         of_data = [line for line in lines if line.data == data]
@@ -43,7 +44,7 @@ def standings_of(
         confidence=experiment.evaluate.confidence,
         jobs=jobs,
         data=tables,
-        failures=[*_floor_failures(floors), *_failures(lines)],
+        failures=[*_floor_failures(floors), *_failures(lines), *failures],
     )
 
 
@@ -53,7 +54,7 @@ def _table(
     task = experiment.task
     folder = None if floors.error is not None else Path(floors.folders[f"{task}-{FLOORS}"])
     floor_runs = {} if folder is None else _floor_runs(folder)
-    floors_chosen = {} if folder is None else facts_of(str(folder)).get("chosen", {})
+    floors_chosen = {} if folder is None else facts_of(folder).get("chosen", {})
     taken = {line.system for line in lines}
     runs: dict[str, dict[int, Run]] = {}
     kinds: dict[str, Kind] = {}
@@ -122,11 +123,7 @@ def _parts(of: Sequence[Run]) -> dict[str, dict[str, Part]]:
         _, partition, segment = column.split(".", 2)
         runs = [part_of(run, f"{partition}.{segment}").values for run in of]
         figures = [means(values) for values in runs if len(values)]
-        over_seeds = {
-            protocol: {name: float(np.mean([each[protocol][name] for each in figures])) for name in names}
-            for protocol, names in (figures[0] if figures else {}).items()
-        }
-        found.setdefault(partition, {})[segment] = Part(len(runs[0]), over_seeds)
+        found.setdefault(partition, {})[segment] = Part(len(runs[0]), over_runs(figures))
     return found
 
 
@@ -134,28 +131,23 @@ def _tests(
     runs: Mapping[str, Mapping[int, Run]], pairs: Sequence[tuple[str, str]]
 ) -> dict[str, dict[str, dict[str, dict[str, Test]]]]:
     compared = {(name, other): paired(runs[name], runs[other], samples=0) for name, other in pairs}
+    p_holm = corrected(compared)
     tests: dict[str, dict[str, dict[str, dict[str, Test]]]] = {}
-    for name, other in pairs:
-        tests.setdefault(name, {})[other] = {}
-    for protocol, metric in _measured(compared.values()):
-        of_metric = {pair: of[protocol][metric] for pair, of in compared.items() if metric in of.get(protocol, {})}
-        corrected = holm([of.p_ttest for of in of_metric.values()])
-        for ((name, other), of), p_holm in zip(of_metric.items(), corrected, strict=True):
-            test = Test(of.difference, of.gain, of.p_ttest, p_holm)
-            tests[name][other].setdefault(protocol, {})[metric] = test
+    for (name, other), of in compared.items():
+        tests.setdefault(name, {})[other] = {
+            protocol: {
+                metric: Test(test.difference, test.gain, test.p_ttest, p_holm[name, other][protocol][metric])
+                for metric, test in by_metric.items()
+            }
+            for protocol, by_metric in of.items()
+        }
     return tests
-
-
-def _measured(compared: Iterable[Mapping[str, Mapping[str, Comparison]]]) -> Iterator[tuple[str, str]]:
-    yield from dict.fromkeys(
-        (protocol, metric) for of in compared for protocol, found in of.items() for metric in found
-    )
 
 
 def chosen_of(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
     """How a system came to its settings, and what they cost; `milliseconds` a request by model folder."""
     models = {cell.seed: cell.folders[cell.task] for cell in line.measured}
-    facts = [facts_of(folder) for folder in models.values()]
+    facts = [facts_of(Path(folder)) for folder in models.values()]
     cost = Cost(
         parameters=facts[0]["num_parameters"] if facts else None,
         start_seconds=_start_seconds(line),
@@ -169,7 +161,7 @@ def chosen_of(line: Line, milliseconds: Mapping[str, float]) -> Chosen:
 
 def _start_seconds(line: Line) -> float | None:
     by_seed = [
-        sum(facts_of(cell.folders[step]).get("seconds") or 0.0 for step in STARTS if step in cell.folders)
+        sum(facts_of(Path(cell.folders[step])).get("seconds") or 0.0 for step in STARTS if step in cell.folders)
         for cell in line.measured
         if any(step in cell.folders for step in STARTS)
     ]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reeltalk.artifacts import facts_of
 from reeltalk.experiments.chain import ChainSettings, load_chain
 from reeltalk.experiments.experiment import Choice, ExperimentSettings
 from reeltalk.experiments.floors import FLOORS
 from reeltalk.experiments.jobs import Job
-from reeltalk.experiments.outcome import Cell, facts_of
+from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.runner import DATA, TEXT, TEXT_ALIGNED
 from reeltalk.experiments.schedule import Flow
 from reeltalk.experiments.search import halving
@@ -69,17 +70,18 @@ class _Jobs:
 
 def floor_flow(experiment: ExperimentSettings, data: str, floors: dict[str, Cell], *, out: Path) -> Flow:
     """Make a data set and measure its floors; what came of it goes to `floors`."""
-    floors[data] = yield from _ground(experiment, data, out)
+    chain = _of_most(experiment, data)
+    floors[data] = yield from _ground(experiment, data, chain, out)
     if floors[data].error is None:
         task, seed = experiment.task, experiment.seeds[0]
-        chain = _on_folders(_ground_chain(experiment, data), floors[data].folders)
+        chain = _on_folders(chain, floors[data].folders)
         until = f"{task}-{FLOORS}"
         (floors[data],) = yield [Job.of(chain, name=f"{data}: floors", task=task, seed=seed, until=until, out=out)]
 
 
 def line_flow(experiment: ExperimentSettings, line: Line, *, out: Path) -> Flow:
     """Choose the settings of one system on one data set, then run them with every seed."""
-    ground = yield from _ground(experiment, line.data, out)
+    ground = yield from _ground(experiment, line.data, experiment.chain(line.data, line.system, {}), out)
     jobs = _Jobs(experiment, line, ground.folders, out)
     first = experiment.seeds[0]
     line.error = ground.error
@@ -108,7 +110,11 @@ def _start(jobs: _Jobs, seeds: Sequence[int]) -> Generator[list[Job], list[Cell]
 
 
 def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | None]:
-    """The settings with the best validation value; None where every trial failed, which the line then tells."""
+    """The settings with the best validation value; None where there is none, and the line then tells why.
+
+    A trial that its settings or data stop is left behind. One that failed otherwise, as for want of memory, might have
+    won: it ends the choice, and a further call of the comparison tries it again.
+    """
     experiment, line = jobs.experiment, jobs.line
     search, task, seed = experiment.search, experiment.task, experiment.seeds[0]
     choices = experiment.trials(line.system)
@@ -120,8 +126,7 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
             asked, epochs = next(rounds) if values is None else rounds.send(values)
         except StopIteration as end:
             if end.value is None:
-                failed = next(trial for trial in line.trials if trial.error is not None)
-                line.error = f"every trial that was left failed, the first that did: {failed.error}"
+                line.error = f"every trial that was left failed, the last: {line.trials[-1].error}"
             best: dict[str, Any] | None = end.value
             return best
         cells = yield [
@@ -129,6 +134,11 @@ def _choose(jobs: _Jobs) -> Generator[list[Job], list[Cell], dict[str, Any] | No
         ]
         tried = [_trial(choice, epochs, cell) for choice, cell in zip(asked, cells, strict=True)]
         line.trials += tried
+        for choice, cell in zip(asked, cells, strict=True):
+            if cell.error is not None and not cell.is_refused:
+                trial = shown_trial(choice, epochs)
+                line.error = f"the trial {trial} might have won, but failed, so run again: {cell.error}"
+                return None
         values = [trial.value for trial in tried]
 
 
@@ -159,29 +169,31 @@ def _trial(choice: dict[str, Any], epochs: int | None, cell: Cell) -> Trial:
     if cell.error is not None:
         return Trial(choice, epochs, None, None, None, cell.error)
     folder = cell.folders[cell.task]
-    facts = facts_of(folder)
+    facts = facts_of(Path(folder))
     value, error = facts["best_value"], None
     if value is None or not math.isfinite(value):
         value, error = None, "its validation value is no number"
     return Trial(choice, epochs, value, facts["seconds"], folder, error)
 
 
-def _ground(experiment: ExperimentSettings, data: str, out: Path) -> Generator[list[Job], list[Cell], Cell]:
-    """What all systems of a data set share: the dataset, and text vectors where one of them reads text.
+def _ground(
+    experiment: ExperimentSettings, data: str, chain: ChainSettings, out: Path
+) -> Generator[list[Job], list[Cell], Cell]:
+    """What systems of a data set share: the dataset, and text vectors where this chain reads text.
 
     One after the other, as two data sections may share a dataset and differ in its texts' encoding.
     """
-    chain, task, seed = _ground_chain(experiment, data), experiment.task, experiment.seeds[0]
+    task, seed = experiment.task, experiment.seeds[0]
     (cell,) = yield [Job.of(chain, name=f"{data}: data", task=task, seed=seed, until=DATA, out=out)]
     if cell.error is None and chain.reads_text(task):
         (cell,) = yield [Job.of(chain, name=f"{data}: text", task=task, seed=seed, until=TEXT, out=out)]
     return cell
 
 
-def _ground_chain(experiment: ExperimentSettings, data: str) -> ChainSettings:
+def _of_most(experiment: ExperimentSettings, data: str) -> ChainSettings:
+    """The chain of the first system that reads text, if any does: floors read as much."""
     chains = [experiment.chain(data, system, {}) for system in experiment.of_systems]
-    chain = next((each for each in chains if each.reads_text(experiment.task)), chains[0])
-    return load_chain(base=chain.model_dump() | {"align": None, "encode_aligned": None})
+    return next((each for each in chains if each.reads_text(experiment.task)), chains[0])
 
 
 def _on_folders(chain: ChainSettings, folders: dict[str, str]) -> ChainSettings:

@@ -18,7 +18,7 @@ from reeltalk.api import load_system, recommend_comments, recommend_items
 from reeltalk.artifacts import digest_of
 from reeltalk.data.dataset import Split, Task
 from reeltalk.data.sources import source_settings
-from reeltalk.errors import ReeltalkError
+from reeltalk.errors import ConfigError, DataError, ReeltalkError
 from reeltalk.experiments.chain import TASKS, ChainSettings, load_chain
 from reeltalk.experiments.floors import FLOORS, floor_config
 from reeltalk.experiments.outcome import Cell
@@ -100,7 +100,8 @@ def run_cell(steps: Iterable[Made], task: Task, *, variant: str, seed: int, unti
         trace = None if isinstance(error, ReeltalkError) else traceback.format_exc()
         if trace is not None:
             print(f"{variant}\n{trace}", file=sys.stderr, flush=True)
-        return Cell(variant, seed, task, folders, error=error_line(error), trace=trace)
+        is_refused = isinstance(error, ConfigError | DataError)
+        return Cell(variant, seed, task, folders, error=error_line(error), trace=trace, is_refused=is_refused)
     return Cell(variant, seed, task, folders)
 
 

@@ -19,10 +19,18 @@ OF_THE_SEARCH = (  # or what makes validation values comparable
 )
 
 
+GIVEN = {  # fine-tuning settings that other sections of the file give
+    "name": "the system's name or model",
+    "task": "task",
+    "train.seed": "seeds",
+    "train.exclude_seen": "evaluate.exclude_seen",
+}
+
+
 def load_experiment(file: Path, *, overrides: Sequence[str] = ()) -> ExperimentSettings:
     """The settings of a comparison; raises ConfigError that tells at once all that keeps it from being run."""
     experiment = load_settings(ExperimentSettings, file=file, overrides=overrides)
-    problems = [*_of_names(experiment), *_of_figures(experiment)]
+    problems = [*_of_names(experiment), *_of_given(experiment), *_of_figures(experiment)]
     for name, section in experiment.of_data.items():
         problems += [f"data.{name}.{problem}" for problem in _of_folders(name, section)]
     problems += _of_chains(experiment)
@@ -40,6 +48,16 @@ def _of_names(experiment: ExperimentSettings) -> Iterator[str]:
     if not experiment.of_ours and all(name in experiment.systems for name in experiment.ours):
         left_out = ", ".join(map(repr, experiment.ours))
         yield f"ours={left_out} are all left out; name a system that is tested against the others"
+
+
+def _of_given(experiment: ExperimentSettings) -> Iterator[str]:
+    sections = {"finetune": experiment.finetune}
+    sections |= {f"data.{name}.finetune": section.finetune for name, section in experiment.of_data.items()}
+    sections |= {f"systems.{name}.finetune": section.finetune for name, section in experiment.of_systems.items()}
+    for where, section in sections.items():
+        train = section.get("train")
+        given = [*section, *(f"train.{name}" for name in (train if isinstance(train, Mapping) else ()))]
+        yield from (f"{where}.{name} is what {GIVEN[name]} gives; leave it out" for name in given if name in GIVEN)
 
 
 def _of_figures(experiment: ExperimentSettings) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from reeltalk.artifacts import MANIFEST
+from reeltalk.artifacts import facts_of
 from reeltalk.data.dataset import Task
-from reeltalk.evaluation.significance import Comparison, holm
-from reeltalk.experiments.runs import ALL, Run, means, paired, part_of, read_run
+from reeltalk.evaluation.significance import Comparison
+from reeltalk.experiments.runs import ALL, Run, corrected, means, over_runs, paired, part_of, read_run
 
 _Runs = dict[str, dict[int, Run]]  # variant -> seed
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the folder of each step that is done, and what stopped it where it failed."""
+    """One run: the folder of each step that is done, and what stopped it where it failed.
+
+    is_refused: what stopped it is its settings or data, so that it would stop it again.
+    """
 
     variant: str
     seed: int
@@ -28,6 +30,7 @@ class Cell:
     folders: dict[str, str]
     error: str | None = None
     trace: str | None = None
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,32 +107,14 @@ def _reached(runs: _Runs, part: str) -> dict[str, Reached]:
     first = next(iter(of_part))
     others = [variant for variant, of in of_part.items() if of and variant != first]
     against = {variant: paired(of_part[variant], of_part[first]) for variant in others}
-    corrected = _corrected(against)
+    p_holm = corrected(against)
     found = {}
     for variant, of in of_part.items():
         if of:
             by_seed = {seed: means(run.values) for seed, run in of.items()}
-            mean = {
-                protocol: {
-                    name: float(np.mean([each[protocol][name] for each in by_seed.values()])) for name in metrics
-                }
-                for protocol, metrics in next(iter(by_seed.values())).items()
-            }
+            mean = over_runs(list(by_seed.values()))
             targets = len(next(iter(of.values())).values)
-            found[variant] = Reached(targets, by_seed, mean, against.get(variant, {}), corrected.get(variant, {}))
-    return found
-
-
-def _corrected(
-    against: Mapping[str, Mapping[str, Mapping[str, Comparison]]],
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The p-values of every variant's t-tests; those of the same protocol and metric are corrected together."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {variant: {} for variant in against}
-    metrics = [(protocol, name) for of in against.values() for protocol, by_name in of.items() for name in by_name]
-    for protocol, name in dict.fromkeys(metrics):
-        tested = {variant: of[protocol][name] for variant, of in against.items() if name in of.get(protocol, {})}
-        for variant, p in zip(tested, holm([test.p_ttest for test in tested.values()]), strict=True):
-            found[variant].setdefault(protocol, {})[name] = p
+            found[variant] = Reached(targets, by_seed, mean, against.get(variant, {}), p_holm.get(variant, {}))
     return found
 
 
@@ -138,7 +123,7 @@ def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
     for cell in cells:
         for step, folder in cell.folders.items():
             folders.setdefault(step, set()).add(folder)
-    return {step: _cost([facts_of(folder) for folder in sorted(of)]) for step, of in folders.items()}
+    return {step: _cost([facts_of(Path(folder)) for folder in sorted(of)]) for step, of in folders.items()}
 
 
 def _cost(facts: Sequence[Mapping[str, Any]]) -> Cost:
@@ -154,9 +139,3 @@ def _mean_of(facts: Sequence[Mapping[str, Any]], *names: str) -> float | None:
     told = [[float(each[name]) for name in names if each.get(name) is not None] for each in facts]
     sums = [sum(values) for values in told if values]
     return float(np.mean(sums)) if sums else None
-
-
-def facts_of(folder: str) -> dict[str, Any]:
-    """The facts that a finished folder tells of itself."""
-    facts: dict[str, Any] = json.loads((Path(folder) / MANIFEST).read_text())["facts"]
-    return facts

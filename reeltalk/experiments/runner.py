@@ -83,7 +83,8 @@ class Runner:
         self._place = place
         self._with_floors = with_floors
         self._made: dict[Path, Made] = {}
-        self._failed: dict[Path, str] = {}  # not the errors: their tracebacks would keep models in memory
+        # not the errors themselves: their tracebacks would keep models in memory
+        self._failed: dict[Path, tuple[type[ReeltalkError], str]] = {}
 
     def run(self, settings: ChainSettings, task: Task) -> Iterator[Made]:
         """Run what the report of one task needs, as `run_chain` does; yields each step that is done."""
@@ -225,14 +226,16 @@ class Runner:
     def _once(self, step: Step, make: Callable[[Path], object]) -> Made:
         out = self._place(step)
         if out in self._failed:
-            raise ReeltalkError(self._failed[out])
+            kind, line = self._failed[out]
+            raise kind(line)
         if out not in self._made:
             made = Made(step.name, out, was_there=(out / MANIFEST).is_file())
             forget_peak()  # each step tells of its own
             try:
                 make(out)
             except Exception as error:
-                self._failed[out] = error_line(error)
+                kind = type(error) if isinstance(error, ReeltalkError) else ReeltalkError
+                self._failed[out] = kind, error_line(error)
                 raise
             self._made[out] = made
         return self._made[out]

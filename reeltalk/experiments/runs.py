@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from reeltalk.artifacts import read_manifest, reading_file
 from reeltalk.errors import DataError
-from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, metric_columns
+from reeltalk.evaluation.significance import KEYS, PER_USER, Comparison, compare, holm, metric_columns
 
+Tested = TypeVar("Tested", bound=Hashable)
 ALL = "all"  # the part that is every target
 
 
@@ -45,6 +47,14 @@ def means(values: pl.DataFrame) -> dict[str, dict[str, float]]:
     return found
 
 
+def over_runs(figures: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """The means of what several runs reached, by protocol and metric; empty where there is none."""
+    return {
+        protocol: {metric: float(np.mean([each[protocol][metric] for each in figures])) for metric in metrics}
+        for protocol, metrics in (figures[0] if figures else {}).items()
+    }
+
+
 def paired(of: Mapping[int, Run], first: Mapping[int, Run], *, samples: int = 1000) -> dict[str, dict[str, Comparison]]:
     """Per-user values averaged over the seeds that both have, tested; empty where they cannot be compared.
 
@@ -61,6 +71,19 @@ def paired(of: Mapping[int, Run], first: Mapping[int, Run], *, samples: int = 10
         return compare(averaged([of[seed] for seed in both]), averaged([first[seed] for seed in both]), samples=samples)
     except DataError:
         return {}
+
+
+def corrected(
+    tested: Mapping[Tested, Mapping[str, Mapping[str, Comparison]]],
+) -> dict[Tested, dict[str, dict[str, float | None]]]:
+    """The p-values of all t-tests, by protocol and metric; those of one metric are corrected together, by Holm."""
+    found: dict[Tested, dict[str, dict[str, float | None]]] = {name: {} for name in tested}
+    metrics = [(protocol, metric) for of in tested.values() for protocol, by_name in of.items() for metric in by_name]
+    for protocol, metric in dict.fromkeys(metrics):
+        of_metric = {name: of[protocol][metric] for name, of in tested.items() if metric in of.get(protocol, {})}
+        for name, p in zip(of_metric, holm([test.p_ttest for test in of_metric.values()]), strict=True):
+            found[name].setdefault(protocol, {})[metric] = p
+    return found
 
 
 def averaged(runs: Sequence[Run]) -> pl.DataFrame:

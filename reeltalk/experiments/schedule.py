@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from reeltalk.artifacts import facts_of
 from reeltalk.experiments.jobs import Job
-from reeltalk.experiments.outcome import Cell, facts_of
+from reeltalk.experiments.outcome import Cell
 from reeltalk.experiments.show import headline_of
 from reeltalk.experiments.workers import Died
 from reeltalk.training.start import PRETRAINED
@@ -56,7 +58,7 @@ def _told(job: Job, cell: Cell) -> str:
     """What came of a job, in a few words."""
     if cell.error is not None:
         return f"failed: {' '.join(cell.error.split())}"
-    facts = facts_of(cell.folders[job.until])
+    facts = facts_of(Path(cell.folders[job.until]))
     if job.until in (job.task, PRETRAINED):
         value = facts["best_value"]
         reached = "no validation value" if value is None else f"validation {value:.4f}"

@@ -129,6 +129,6 @@ class Standings:
     failures: list[Failure]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether nothing is missing from the tables."""
-        return all(failure.is_trial for failure in self.failures)
+    def missing(self) -> list[Failure]:
+        """What is missing from the tables."""
+        return [failure for failure in self.failures if not failure.is_trial]
