@@ -87,6 +87,21 @@ def test_agreement_has_recboles_settings_and_prints_what_training_came_to(tiny: 
     assert all(0 <= value <= 1 for value in trained.values.values())
 
 
+def test_gru4rec_learns_from_every_prefix_where_it_is_trained_as_recboles(tiny: Path, tmp_path: Path) -> None:
+    dataset = of_four(tiny, tmp_path / "dataset")
+    chosen = agreement.settings("gru4rec", dataset, batch=64, patience=1, passes=1, seed=5)
+    whole, prefixes = (
+        of.new(dataset, text=None, settings=chosen).training_windows() for of in (System, agreement.PrefixSystem)
+    )
+    assert set(prefixes.num_targets.tolist()) == {1}
+    assert len(prefixes) == whole.num_targets.sum() > len(whole)
+    trained = agreement.gru4rec_as_recbole(dataset, chosen, tmp_path / "model", batch=64)
+    assert (trained.seed, trained.passes) == (5, 1)
+    [one, _] = pairs.measured("GRU4Rec" + agreement.AS_RECBOLE, [trained], system=OURS, packages=["numpy"])
+    [share] = agreement.beside([one], {"agreement: test Recall@10 of GRU4Rec": 2 * one.value or 1.0})
+    assert share.name == "agreement: test Recall@10 of GRU4Rec trained as RecBole's, ours to RecBole's"
+
+
 def test_agreement_is_the_mean_over_seeds_and_our_share_of_recboles() -> None:
     values = ({"recall": 0.2, "ndcg": 0.1}, {"recall": 0.4, "ndcg": 0.1})
     trainings = [pairs.Trained(seed, 7 + seed, each) for seed, each in enumerate(values)]
