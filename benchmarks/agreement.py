@@ -63,7 +63,7 @@ class PrefixSystem(System):
 
 
 def gru4rec_as_recbole(dataset: Dataset, chosen: FinetuneSettings, out: Path, *, batch: int) -> pairs.Trained:
-    """Train our GRU4Rec on batches of prefixes, from item embeddings as RecBole draws them, and test its best weights."""
+    """Train our GRU4Rec on batches of prefixes, with RecBole's first item embeddings, and test its best weights."""
     chosen = chosen.model_copy(update={"train": chosen.train.model_copy(update={"batch_size": batch})})
     system = PrefixSystem.new(dataset, text=None, settings=chosen)
     assert isinstance(system.recommender, GRU4Rec)
