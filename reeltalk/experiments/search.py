@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-Trial = TypeVar("Trial")
+Configuration = TypeVar("Configuration")
 
 
 def trials_of(grid: Mapping[str, Sequence[Any]], *, limit: int | None, seed: int) -> list[dict[str, Any]]:
@@ -39,8 +39,8 @@ def trials_of(grid: Mapping[str, Sequence[Any]], *, limit: int | None, seed: int
 
 
 def halving(
-    trials: Sequence[Trial], *, rungs: Sequence[int], keep: int
-) -> Generator[tuple[list[Trial], int | None], Sequence[float | None], Trial | None]:
+    trials: Sequence[Configuration], *, rungs: Sequence[int], keep: int
+) -> Generator[tuple[list[Configuration], int | None], Sequence[float | None], Configuration | None]:
     """Successive halving: yields trials and the epochs to train each, is sent their values, returns the best trial.
 
     After each rung the best of every `keep` go on, rounded up; after the last rung they train in full (epochs None).

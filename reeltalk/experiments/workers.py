@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 PATIENCE = 5.0  # seconds that an interrupted process has to end by itself
 
-Job = TypeVar("Job")
+Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 # fork would copy the threads' locks of the libraries that are loaded here
@@ -36,23 +36,23 @@ class Died:
 
 
 @dataclass
-class _Worker(Generic[Job]):
+class _Worker(Generic[Work]):
     process: BaseProcess
     connection: Connection
-    job: Job | None = None
+    job: Work | None = None
 
 
-class Workers(Generic[Job, Result]):
+class Workers(Generic[Work, Result]):
     """Processes that each do one job at a time; the processor's cores are shared out between them.
 
     `function` is a module's own, takes a job and returns a result; both travel between processes. What it prints goes
     to the file `log`. Leaving the context interrupts what they are doing and ends them.
     """
 
-    def __init__(self, function: Callable[[Job], Result], *, count: int, log: Path) -> None:
+    def __init__(self, function: Callable[[Work], Result], *, count: int, log: Path) -> None:
         self._function, self._count, self._log = function, count, log
-        self._queue: deque[Job] = deque()
-        self._workers: list[_Worker[Job]] = []
+        self._queue: deque[Work] = deque()
+        self._workers: list[_Worker[Work]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +68,11 @@ class Workers(Generic[Job, Result]):
             worker.process.join()
         self._workers = []
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Work) -> None:
         """Queue a job."""
         self._queue.append(job)
 
-    def take(self) -> tuple[Job, Result | Died]:
+    def take(self) -> tuple[Work, Result | Died]:
         """Wait for the next job that is done; one must have been put that was not taken yet."""
         self._hand_out()
         busy = {each.connection: each for each in self._workers if each.job is not None}
@@ -91,17 +91,17 @@ class Workers(Generic[Job, Result]):
             worker.job = self._queue.popleft()
             worker.connection.send(worker.job)
 
-    def _start(self) -> _Worker[Job]:
+    def _start(self) -> _Worker[Work]:
         ours, theirs = _SPAWN.Pipe()
         process = _SPAWN.Process(target=_serve, args=(theirs, self._function, str(self._log)), daemon=True)
         with _few_threads(self._count):
             process.start()
         theirs.close()
-        worker: _Worker[Job] = _Worker(process, ours)
+        worker: _Worker[Work] = _Worker(process, ours)
         self._workers.append(worker)
         return worker
 
-    def _result(self, worker: _Worker[Job]) -> Result | Died:
+    def _result(self, worker: _Worker[Work]) -> Result | Died:
         try:
             result: Result = worker.connection.recv()
             return result
@@ -114,18 +114,18 @@ class Workers(Generic[Job, Result]):
             return Died(f"its process was ended {how}{why}; {self._log} has what it printed")
 
 
-class Here(Generic[Job, Result]):
+class Here(Generic[Work, Result]):
     """The same in this process, one job after the other, where what it shows is seen."""
 
-    def __init__(self, function: Callable[[Job], Result]) -> None:
+    def __init__(self, function: Callable[[Work], Result]) -> None:
         self._function = function
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Work] = deque()
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Work) -> None:
         """Queue a job."""
         self._queue.append(job)
 
-    def take(self) -> tuple[Job, Result]:
+    def take(self) -> tuple[Work, Result]:
         """Do the next job."""
         job = self._queue.popleft()
         return job, self._function(job)
