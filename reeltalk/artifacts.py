@@ -168,7 +168,7 @@ def folder_kind(folder: Path) -> str | None:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """The facts that a finished folder, of whatever kind, tells of itself; raises ArtifactError as `read_manifest`."""
+    """What a finished folder, of whatever kind, tells of itself; raises ArtifactError where its manifest is damaged."""
     return _manifest(folder / MANIFEST).facts
 
 
