@@ -136,6 +136,7 @@ def fit(trainer: L.Trainer, module: StageModule, out: Path, *, is_resumed: bool)
     Raises KeyboardInterrupt where the run was interrupted, by Ctrl-C or SIGTERM.
     """
     resume_from = out / CHECKPOINTS / LAST
+    torch.set_num_threads(torch.get_num_threads())  # or MKL takes fewer where it likes, and sums come out otherwise
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",
