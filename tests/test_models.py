@@ -190,21 +190,46 @@ def test_permuted_candidates_permute_scores(name: str, with_features: bool) -> N
     assert len(np.unique(scores["sorted"].numpy().round(5))) > 20
 
 
+def train_step(model: Recommender, log: Log, task: Task) -> None:
+    """Gradients of one step over all histories of the log."""
+    windows = training_windows(log.histories, task, length=LENGTH, has_start=model.has_start)
+    feed = log.feed(task, has_start=model.has_start)
+    torch.manual_seed(0)
+    if task == "item":
+        batch, item_targets = feed.item_batch(windows)
+        terms = item_objective(model, batch, item_targets, regularise=True)
+    else:
+        batch, comment_targets = feed.comment_batch(windows, rng=np.random.default_rng(0))
+        terms = comment_objective(model, None, batch, comment_targets, regularise=True)
+    torch.stack([total / count for total, count in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+
+
+@every_model
+def test_a_step_has_the_same_gradient_every_time(name: str, task: Task) -> None:
+    """With several threads, also that of text vectors: where entries are picked by index, threads may race."""
+    log = random_log(9, num_users=1_500, max_items=LENGTH, max_records=LENGTH)
+    model = random_model(name, task, log, length=LENGTH).train()
+    of_text = [values.requires_grad_() for key, values in model.named_buffers() if key == "title_vectors_NE"]
+    gradients, threads = list[list[Tensor | None]](), torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for _ in range(4):
+            for values in (*model.parameters(), *of_text):
+                values.grad = None
+            train_step(model, log, task)
+            gradients.append([values.grad for values in (*model.parameters(), *of_text)])
+    finally:
+        torch.set_num_threads(threads)
+    for first, *others in zip(*gradients, strict=True):
+        assert all(first is other is None or torch.equal(first, other) for other in others)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     log = random_log(8, num_users=20, dtype=np.float64)
     model = random_model(name, MODELS[name].tasks[0], log, length=LENGTH).train()  # dropout is off
     for each in MODELS[name].tasks:
-        windows = training_windows(log.histories, each, length=LENGTH, has_start=model.has_start)
-        feed = log.feed(each, has_start=model.has_start)
-        torch.manual_seed(0)
-        if each == "item":
-            batch, item_targets = feed.item_batch(windows)
-            terms = item_objective(model, batch, item_targets, regularise=True)
-        else:
-            batch, comment_targets = feed.comment_batch(windows, rng=np.random.default_rng(0))
-            terms = comment_objective(model, None, batch, comment_targets, regularise=True)
-        torch.stack([total / count for total, count in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        train_step(model, log, each)
     without = [
         key for key, value in model.named_parameters() if value.grad is None or float(value.grad.abs().max()) < 1e-9
     ]

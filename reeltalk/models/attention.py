@@ -45,6 +45,15 @@ def masked_bias(mask_RLM: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(mask_RLM, 0.0, -30_000.0).to(dtype)
 
 
+def looked_up(table_X: Tensor, index: Tensor) -> Tensor:
+    """table_X[index], of few numbers many times: [..] as index.
+
+    Threads would race to add up the gradient of the plain form, whose last bits then differ from run to run, and take
+    many times as long.
+    """
+    return table_X.index_select(0, index.flatten()).view(index.shape)
+
+
 def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     """Dropout from one random byte an element: on processors several times faster than torch's, which draws 32 bits.
 

@@ -68,7 +68,7 @@ class CommentRecommender(Recommender, ABC):
         comment_UD = self.text_map(batch.comment_text_UE)
         records = batch.records
         x_RLD = mean_comments(records.comment_RLK.flatten(0, 1), comment_UD).view(*records.item_RL.shape, -1)
-        preference_TD = self.preferences(records, x_RLD, position_T, self.title_vectors_NE[item_T])
+        preference_TD = self.preferences(records, x_RLD, position_T, F.embedding(item_T, self.title_vectors_NE))
         return Step(preference_TD, self.candidates(comment_UD))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -68,5 +69,5 @@ class DSSM(Recommender):
         return vector_UD
 
     def comment_preferences(self, batch: Batch, position_T: Tensor, item_T: Tensor) -> Tensor:
-        preference_TD: Tensor = self.title_tower(self.title_vectors_NE[item_T]) * self.smoothing
+        preference_TD: Tensor = self.title_tower(F.embedding(item_T, self.title_vectors_NE)) * self.smoothing
         return preference_TD

@@ -23,7 +23,7 @@ from reeltalk.data.batch import Batch, PackedHistory
 from reeltalk.data.histories import NOW
 from reeltalk.errors import ConfigError
 from reeltalk.losses import unit
-from reeltalk.models.attention import causal_mask, dropout, masked_bias
+from reeltalk.models.attention import causal_mask, dropout, looked_up, masked_bias
 from reeltalk.models.recommender import Items, Recommender, initialise
 
 BUCKETS_A_FACTOR_E = 1 / 0.301
@@ -108,7 +108,7 @@ class HSTULayer(nn.Module):
         """rab^{p,t}, the same for all heads: by how many entries lie between two, and by the time."""
         place_L = torch.arange(bucket_RLM.shape[1], device=bucket_RLM.device)
         distance_LM = (place_L[:, None] - place_L).clamp(0, self.history_length - 1)
-        return self.by_time[bucket_RLM] + self.by_distance[distance_LM] + mask_RLM
+        return looked_up(self.by_time, bucket_RLM) + looked_up(self.by_distance, distance_LM) + mask_RLM
 
     def _heads(self, x_RLD: Tensor) -> Tensor:
         rows, length, dim = x_RLD.shape

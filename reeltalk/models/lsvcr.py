@@ -30,7 +30,15 @@ from torch import Tensor, nn
 
 from reeltalk.data.batch import AlignmentBatch, Batch, PackedHistory, PackedPair
 from reeltalk.losses import id_text_regularisation, unit
-from reeltalk.models.attention import Encoder, TransformerLayer, causal_mask, dropout, known_mask, masked_bias
+from reeltalk.models.attention import (
+    Encoder,
+    TransformerLayer,
+    causal_mask,
+    dropout,
+    known_mask,
+    looked_up,
+    masked_bias,
+)
 from reeltalk.models.comments import mean_comments
 from reeltalk.models.queries import Queries
 from reeltalk.models.recommender import Items, Recommender, Step, initialise
@@ -295,7 +303,8 @@ class LSVCR(Recommender):
         bias_RLL = masked_bias(causal_mask(history), score_RL.dtype)
         if self.settings.use_recency:
             ago_RLL = (history.position_RL[:, :, None] - history.position_RL[:, None, :]).clamp(min=0)
-            bias_RLL = bias_RLL + self.recency[ago_RLL].to(score_RL.dtype)  # in this order: its gradient is a long sum
+            recency_RLL = looked_up(self.recency, ago_RLL)
+            bias_RLL = bias_RLL + recency_RLL.to(score_RL.dtype)  # in this order: its gradient is a long sum
         alpha_RLL = (score_RL[:, None, :] + bias_RLL).softmax(dim=-1)
         return unit(torch.bmm(alpha_RLL, fused_RLD)) / self.settings.temperature, alpha_RLL
 
