@@ -29,6 +29,7 @@ from reeltalk.evaluation.significance import (
     bootstrap_means,
     compare,
     holm,
+    p_told,
     paired_ttest,
     percentile_bounds,
     too_few,
@@ -387,6 +388,10 @@ def test_holm_by_hand_and_as_other_libraries_have_it() -> None:
     assert holm([0.2]) == [0.2]
     assert holm([None]) == [None]
     assert holm([]) == []
+
+
+def test_a_p_value_is_never_told_to_be_0() -> None:
+    assert [p_told(p) for p in (1.0, 0.0123, 3.2e-37, 0.0)] == ["1", "0.012", "3.2e-37", "<1e-300"]
 
 
 def test_holm_rejects_as_its_steps_do() -> None:

@@ -128,6 +128,11 @@ def comparisons(
     return found
 
 
+def p_told(p: float) -> str:
+    """A t-test's p-value in two digits; none is 0, though it may be too small for a float."""
+    return f"{p:.2g}" if p else "<1e-300"
+
+
 def is_gain(difference: float, p: float | None) -> bool:
     """Whether a difference is above 0 and a test bears it out; `p` is None where there is no test."""
     return difference > 0 and p is not None and p < LEVEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reeltalk.evaluation.page import Gain
-from reeltalk.evaluation.significance import is_gain
+from reeltalk.evaluation.significance import is_gain, p_told
 from reeltalk.experiments.flows import shown
 from reeltalk.experiments.show import Grid, grid_markdown
 from reeltalk.experiments.standings import Chosen, Kind, Spread, Standings, Table
@@ -86,7 +86,7 @@ def gain(table: Table, ours: str, protocol: str, metric: str, *, kind: Kind) -> 
     if other is None or test is None:
         return None
     much = f"{test.difference:+.4f}" if test.gain is None else f"{test.gain:+.1%}"
-    p = "unknown" if test.p_holm is None else f"{test.p_holm:.2g}"
+    p = "unknown" if test.p_holm is None else p_told(test.p_holm)
     return Gain(much, other, p, is_gain(test.difference, test.p_holm))
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reeltalk.evaluation.plots import ACCENT, OTHERS, Bar, Series, lines
-from reeltalk.evaluation.significance import LEVEL
+from reeltalk.evaluation.significance import LEVEL, p_told
 from reeltalk.experiments.outcome import Cost, Reached, Study
 from reeltalk.experiments.runs import ALL
 
@@ -127,7 +127,7 @@ def _metric_grid(study: Study, task: str, reached: Mapping[str, Reached], protoc
             figures = [f"{of.mean[protocol][name]:.4f}{_star(p_values.get(name))}" for name in shown]
             against = of.against_first.get(protocol, {}).get(headline)
             gain = "" if against is None or against.gain is None else f"{against.gain:+.1%}"
-            p = "" if (tested := p_values.get(headline)) is None else f"{tested:.2g}"
+            p = "" if (tested := p_values.get(headline)) is None else p_told(tested)
         rows.append([variant, *figures, gain, p, _seeds(study, task, variant)])
     return Grid(title, ["", *shown, f"gain {headline}", "p (Holm)", "seeds"], rows)
 
