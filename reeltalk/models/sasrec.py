@@ -2,7 +2,8 @@
 
 Paper: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018), arXiv 1808.09781.
 Differs from the paper: exact softmax over all items that existed in place of one sampled negative with binary
-    cross-entropy (as RecBole's default), normalised after each block, GELU, an inner width of four times the width.
+    cross-entropy (as RecBole's default), normalised at the input and after each block, GELU, an inner width of four
+    times the width.
 Checked against: a slow loop over one history in float64 (tests/test_lsvcr.py); RecBole's SASRec (benchmarks).
 """
 
