@@ -48,8 +48,7 @@ def masked_bias(mask_RLM: Tensor, dtype: torch.dtype) -> Tensor:
 def looked_up(table_X: Tensor, index: Tensor) -> Tensor:
     """table_X[index], of few numbers many times: [..] as index.
 
-    Threads would race to add up the gradient of the plain form, whose last bits then differ from run to run, and take
-    many times as long.
+    Threads would race to add up the gradient of the plain form, whose last bits then differ from run to run.
     """
     return table_X.index_select(0, index.flatten()).view(index.shape)
 
